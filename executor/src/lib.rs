@@ -1,0 +1,63 @@
+//! How a container's entrypoint is executed: natively with execve(2), or as a WebAssembly module in WasmEdge.
+//!
+//! The crate knows nothing of bundles, sandboxes or state. A [`Handler`] is given plain data and is driven in two phases:
+//! [`Handler::prepare`] while the host's files can still be seen (before pivot_root(2)), [`Handler::run`] after the process
+//! is confined.
+
+pub mod native;
+pub mod recognise;
+
+use serde::{Deserialize, Serialize};
+use std::os::fd::BorrowedFd;
+
+/// Which of the two executables becomes the container's init.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Hull {
+    /// `proa` itself: the entrypoint is a Linux program.
+    Native,
+    /// `proa-wasmedge`: the entrypoint is (or, with a sidecar guard, may be) a WebAssembly module.
+    Wasm,
+}
+
+/// The program of a container, as plain data.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Guest {
+    /// `process.args`; the first names the program or module. Never empty.
+    pub args: Vec<String>,
+    /// `process.env`, each `NAME=value`.
+    pub env: Vec<String>,
+    /// `process.cwd`, absolute, as seen inside the container.
+    pub cwd: String,
+    /// `linux.resources.memory.limit` in bytes, if there is one: bounds a Wasm guest's pages.
+    pub memory_limit: Option<u64>,
+}
+
+/// A way of executing a container's entrypoint. Driven by the container's init process, in this order.
+pub trait Handler {
+    /// Opens what must be opened while the host's root is still the process's root. `rootfs` is an `O_PATH` descriptor
+    /// of the container's root directory with all mounts made. Fails for what can be refused by now (no such module, a
+    /// component, no engine), so that `create` reports it.
+    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<(), Error>;
+
+    /// Called after pivot_root(2) and after credentials are final, in the guest's cwd, before the wait for `start`: the
+    /// last chance to fail at `create` (a native program that is not found or not executable).
+    fn check(&mut self, guest: &Guest) -> Result<(), Error>;
+
+    /// Called when the container is started, fully confined. Returns only if the guest could not be started; a guest
+    /// that ran never returns (execve, or exit with the guest's status). `started` must be called once nothing can fail
+    /// any more before the first instruction of a guest that is run in-process; for execve(2), close-on-exec tells.
+    fn run(&mut self, guest: &Guest, started: &mut dyn FnMut()) -> Error;
+}
+
+/// Why an entrypoint can't be executed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program of `process.args[0]` can't be executed. Worded as runc words it, as callers match on it.
+    #[error("exec: {program:?}: {cause}")]
+    Program {
+        /// As given in `process.args[0]`.
+        program: String,
+        /// e.g. `executable file not found in $PATH`, `permission denied`.
+        cause: String,
+    },
+}

@@ -1,0 +1,1 @@
+//! Linux programs: looked up as execvp(3) does, in the container's root and with the container's `PATH`.

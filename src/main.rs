@@ -1,0 +1,5 @@
+//! The `proa` command.
+
+fn main() -> std::process::ExitCode {
+    proa::cli::main()
+}

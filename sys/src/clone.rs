@@ -1,0 +1,1 @@
+//! clone3(2) with a fall-back to clone(2).

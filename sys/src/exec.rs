@@ -1,0 +1,1 @@
+//! execveat(2) and what surrounds it.

@@ -1,0 +1,1 @@
+//! Descriptors: close_range(2), descriptor passing, pidfds.

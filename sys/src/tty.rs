@@ -1,0 +1,1 @@
+//! Terminals: ioctl_tty(2).
