@@ -4,6 +4,7 @@
 //! [`Handler::prepare`] while the host's files can still be seen (before pivot_root(2)), [`Handler::run`] after the process
 //! is confined.
 
+pub mod locate;
 pub mod native;
 pub mod recognise;
 
@@ -38,6 +39,12 @@ pub trait Handler {
     /// of the container's root directory with all mounts made. Fails for what can be refused by now (no such module, a
     /// component, no engine), so that `create` reports it.
     fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<(), Error>;
+
+    /// Whether, as [`Handler::prepare`] found, the guest runs inside this process instead of replacing it with execve(2):
+    /// an LSM label then has to hold for this process from now on, not for the next program.
+    fn in_process(&self) -> bool {
+        false
+    }
 
     /// Called after pivot_root(2) and after credentials are final, in the guest's cwd, before the wait for `start`: the
     /// last chance to fail at `create` (a native program that is not found or not executable).

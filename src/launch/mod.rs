@@ -1,5 +1,13 @@
 //! From a plan to a running container: the parent's side, the init's side, and the protocol between them.
 
+pub mod channel;
+pub mod handover;
+pub mod hooks;
+pub mod image;
+pub mod init;
+pub mod spawn;
+pub mod start_socket;
+
 use crate::cgroup;
 use crate::config::Config;
 use crate::state::Store;

@@ -95,3 +95,8 @@ impl Entered<'_> {
         todo!()
     }
 }
+
+/// `exec --tty`: allocates a pseudo-terminal in the devpts of the container that this process has joined.
+pub fn console_of_running() -> Result<Console, Error> {
+    todo!()
+}

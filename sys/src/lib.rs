@@ -9,8 +9,8 @@ pub mod clone;
 pub mod exec;
 pub mod fd;
 pub mod mount;
+pub mod net;
 pub mod security;
-pub mod tty;
 
 /// The error of a raw system call.
 pub type Errno = nix::errno::Errno;

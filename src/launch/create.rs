@@ -1,0 +1,323 @@
+//! `create` and `run`, the parent's side: each phase consumes the one before and undoes itself if it is dropped.
+//!
+//! ```text
+//! resolve -> Prepared (state directory, cgroup) -> spawn -> Launched (a process) -> Waiting (created, recorded)
+//! ```
+
+use super::channel::{Channel, Message};
+use super::handover::{FilterFacts, Handover, Middle};
+use super::hooks;
+use super::image::{self, Image};
+use super::spawn::{self, Birth};
+use super::{CreateOptions, Error, outside, start_socket};
+use crate::cgroup::Cgroup;
+use crate::config::Config;
+use crate::host::Host;
+use crate::namespace::{Kind, enter, idmap};
+use crate::plan::{self, Plan};
+use crate::process::{self, Filter};
+use crate::rootfs;
+use crate::state::{Record, Reservation, Store};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use oci_spec::runtime::Hook;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+/// How the container will be told to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartBy {
+    /// By another invocation, over start.sock.
+    Socket,
+    /// By this one, over the channel.
+    Channel,
+}
+
+/// A container that is created: its init waits.
+#[derive(Debug)]
+pub struct Created {
+    /// What is known of it.
+    pub record: Record,
+    /// Its plan.
+    pub plan: Plan,
+    /// The line to init.
+    pub channel: Channel,
+    /// Its init.
+    pub init: Init,
+    making: Making,
+}
+
+/// The container's first process, as its parent sees it.
+#[derive(Debug)]
+pub struct Init {
+    /// In this pid namespace.
+    pub pid: Pid,
+    /// A pidfd, where the kernel has one.
+    pub pidfd: Option<OwnedFd>,
+}
+
+/// What exists so far and has to go if the container does not come to be.
+#[derive(Debug, Default)]
+struct Making {
+    reservation: Option<Reservation>,
+    cgroup: Option<Cgroup>,
+    init: Option<Pid>,
+    poststop: Option<(Vec<Hook>, Record)>,
+}
+
+impl Making {
+    /// The container exists: nothing is undone any more.
+    fn keep(mut self) -> Option<Cgroup> {
+        self.init = None;
+        self.poststop = None;
+        if let Some(reservation) = self.reservation.take() {
+            reservation.keep();
+        }
+        self.cgroup.take()
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        let mut complaints = Vec::new();
+        if let Some(pid) = self.init.take() {
+            // ESRCH: it ended by itself. It is this process's child, so the number can't be another's before waitpid.
+            drop(nix::sys::signal::kill(pid, Signal::SIGKILL));
+            drop(nix::sys::wait::waitpid(pid, None));
+        }
+        if let Some(cgroup) = self.cgroup.take() {
+            let emptied = cgroup.signal_all(Signal::SIGKILL).and_then(|()| cgroup.destroy());
+            complaints.extend(emptied.err().map(|error| error.to_string()));
+        }
+        if let Some((hooks, record)) = self.poststop.take() {
+            let state = hooks::state(&record, "stopped", 0);
+            complaints.extend(hooks::run_all("poststop", &hooks, &state).err().map(|error| error.to_string()));
+        }
+        if let Some(reservation) = self.reservation.take() {
+            complaints.extend(reservation.remove().err().map(|error| error.to_string()));
+        }
+        for complaint in complaints {
+            tracing::warn!("undoing a container that failed: {complaint}");
+        }
+    }
+}
+
+/// Makes the container, up to where its init waits for the start. `console` is where init sends a terminal's master.
+pub fn create(store: &Store, options: &CreateOptions, start: StartBy, console: Option<OwnedFd>) -> Result<Created, Error> {
+    let preserve = outside::preserved_descriptors(options.preserve_fds)?;
+    let config = Config::load(&options.bundle)?;
+    let host = Host::probe(options.rootless);
+    let mut plan = plan::resolve(&config, &host, outside::request(options))?;
+    let image = image::open(plan.hull)?;
+
+    let mut making = Making::default();
+    let reservation = store.reserve(&options.id)?;
+    let cache = store.seccomp_cache();
+    let directory = reservation.path().to_owned();
+    let mut record = outside::record(&plan, &host);
+    making.reservation = Some(reservation);
+    let cgroup = making.cgroup.insert(Cgroup::create(&plan.cgroup)?);
+    record.cgroup = cgroup.save();
+    store.write(&record, Some(&config.raw))?;
+
+    let filter = plan.seccomp.as_ref().map(|profile| process::filter(profile, &cache)).transpose()?;
+    let socket = match start {
+        StartBy::Socket => Some(
+            start_socket::make(&directory)
+                .map_err(|errno| Error::Path { call: "bind", path: directory.join("start.sock"), source: errno.into() })?,
+        ),
+        StartBy::Channel => None,
+    };
+    let request = Spawning { console: console.as_ref(), start: socket.as_ref(), preserve, filter: filter.as_ref() };
+    let (init, channel) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
+    // Init has its own copy by now; only it may answer.
+    drop(socket);
+
+    record.pid = init.pid.as_raw();
+    record.start_time = outside::start_time(init.pid)?;
+    if outside::has_parent_hooks(&plan.hooks) {
+        // The hooks may ask for the state.
+        store.write(&record, None)?;
+    }
+    let mut parent = Parent { plan: &plan, record: &record, filter: filter.as_ref(), making: &mut making };
+    parent.serve_until_created(&channel)?;
+    process::tune(&plan.process, init.pid)?;
+    record.created_now();
+    store.write(&record, None)?;
+    outside::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
+    Ok(Created { record, plan, channel, init, making })
+}
+
+impl Created {
+    /// Leaves the container to itself.
+    pub fn keep(self) -> (Record, Plan, Channel, Init, Option<Cgroup>) {
+        (self.record, self.plan, self.channel, self.init, self.making.keep())
+    }
+}
+
+/// What the new process is given besides the plan.
+struct Spawning<'a> {
+    console: Option<&'a OwnedFd>,
+    start: Option<&'a OwnedFd>,
+    preserve: u32,
+    filter: Option<&'a Filter>,
+}
+
+impl Spawning<'_> {
+    /// Clones, and does from outside what the new process can't: id maps, the systemd scope.
+    fn spawn(
+        &self,
+        plan: &mut Plan,
+        record: &Record,
+        image: &Image,
+        cgroup: &mut Cgroup,
+        host: &Host,
+        pid: &mut Option<Pid>,
+    ) -> Result<(Init, Channel), Error> {
+        let sources = rootfs::open_sources(&mut plan.rootfs)?;
+        let joins = enter::open(&plan.namespaces)?;
+        let entry = cgroup.birth(None)?;
+        let attach = entry.by_pid;
+        let makes_user = plan.namespaces.makes(Kind::User);
+        let wait = attach || (makes_user && !plan.namespaces.needs_middle());
+        let opened = |kind: Kind| joins.iter().find(|(other, _)| *other == kind).map(|(_, fd)| fd.as_raw_fd());
+
+        let mut birth = Birth { inherit: sources.iter().map(AsRawFd::as_raw_fd).collect(), ..Birth::default() };
+        birth.inherit.extend(joins.iter().map(|(_, fd)| fd.as_raw_fd()));
+        birth.inherit.extend(self.console.iter().chain(&self.start).map(|fd| fd.as_raw_fd()));
+        birth.inherit.extend(3..3 + self.preserve as RawFd);
+        let mut middle = None;
+        let mut enter_cgroup = Vec::new();
+        // Kept open until the clone is done.
+        let held;
+        if plan.namespaces.needs_middle() {
+            let time = plan.namespaces.makes(Kind::Time).then(|| plan.namespaces.time_offsets.clone());
+            let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+            middle = Some(Middle {
+                join_user: opened(Kind::User),
+                join_pid: opened(Kind::Pid),
+                new_user: makes_user,
+                time,
+                new: plan.cloned_namespaces().into_iter().filter(|kind| *kind != Kind::User).collect(),
+                into_cgroup: number(&entry.into),
+                into_fallback: number(&entry.into_fallback),
+                wait: attach,
+            });
+            enter_cgroup = entry.join.iter().map(AsRawFd::as_raw_fd).collect();
+            birth.inherit.extend(enter_cgroup.iter().copied());
+            birth.inherit.extend(number(&entry.into).into_iter().chain(number(&entry.into_fallback)));
+            held = Some(entry);
+        } else {
+            birth.new = plan.cloned_namespaces();
+            birth.wait = wait;
+            (birth.into_cgroup, birth.into_fallback, birth.join) = (entry.into, entry.into_fallback, entry.join);
+            held = None;
+        }
+        let handover = self.handover(plan, record, middle, enter_cgroup, &joins);
+        let memfd = handover.write(self.filter.map_or(&[], |filter| &filter.program.instructions))?;
+        let (channel, init) = Channel::pair()?;
+        let child = spawn::spawn(image, &birth, &init, &memfd)?;
+        *pid = Some(child.pid);
+        drop((init, held));
+
+        let mut init = Init { pid: child.pid, pidfd: child.pidfd };
+        if makes_user {
+            if plan.namespaces.needs_middle() {
+                outside::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
+            }
+            idmap::write(&plan.namespaces, init.pid, !host.rootless, host.euid, host.egid)?;
+        }
+        if plan.namespaces.needs_middle() {
+            if makes_user {
+                channel.send(&Message::Go)?;
+            }
+            init = outside::replace_middle(&channel, init.pid, pid)?;
+        }
+        if attach {
+            cgroup.attach(init.pid)?;
+        }
+        if wait {
+            channel.send(&Message::Go)?;
+        }
+        Ok((init, channel))
+    }
+
+    fn handover(
+        &self,
+        plan: &mut Plan,
+        record: &Record,
+        middle: Option<Middle>,
+        enter_cgroup: Vec<RawFd>,
+        joins: &[(Kind, OwnedFd)],
+    ) -> Handover {
+        let namespaces = &plan.namespaces;
+        Handover {
+            middle,
+            join: joins.iter().map(|(kind, fd)| enter::Opened { kind: *kind, fd: fd.as_raw_fd() }).collect(),
+            join_process: None,
+            enter_cgroup,
+            new_cgroup_namespace: namespaces.makes(Kind::Cgroup),
+            loopback: namespaces.makes(Kind::Network),
+            hostname: namespaces.hostname.clone(),
+            domainname: namespaces.domainname.clone(),
+            rootfs: Some(plan.rootfs.clone()),
+            process: plan.process.clone(),
+            filter: self
+                .filter
+                .map(|filter| FilterFacts { flags: filter.program.flags, notify: filter.program.notify }),
+            parent_hooks: outside::has_parent_hooks(&plan.hooks),
+            create_container: plan.hooks.create_container().clone().unwrap_or_default(),
+            start_container: plan.hooks.start_container().clone().unwrap_or_default(),
+            state: outside::has_init_hooks(&plan.hooks).then(|| hooks::state(record, "creating", 0)),
+            console: self.console.map(AsRawFd::as_raw_fd),
+            start_socket: self.start.map(AsRawFd::as_raw_fd),
+            preserve: self.preserve,
+        }
+    }
+}
+
+/// The parent while init sets the container up.
+struct Parent<'a> {
+    plan: &'a Plan,
+    record: &'a Record,
+    filter: Option<&'a Filter>,
+    making: &'a mut Making,
+}
+
+impl Parent<'_> {
+    fn serve_until_created(&mut self, channel: &Channel) -> Result<(), Error> {
+        loop {
+            match channel.receive()? {
+                Some(Message::Created) => return Ok(()),
+                Some(Message::Mounted) => {
+                    self.run_hooks()?;
+                    channel.send(&Message::Go)?;
+                }
+                Some(message) => outside::serve(channel, message, self.record, self.filter, "creating")?,
+                None => return Err(Error::InitGone),
+            }
+        }
+    }
+
+    #[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
+    fn run_hooks(&mut self) -> Result<(), Error> {
+        let hooks = &self.plan.hooks;
+        // From here on the container has been seen by others: poststop hooks follow even if it fails.
+        self.making.poststop = Some((hooks.poststop().clone().unwrap_or_default(), self.record.clone()));
+        let state = hooks::state(self.record, "creating", self.record.pid);
+        hooks::run_all("prestart", hooks.prestart().as_deref().unwrap_or_default(), &state)?;
+        hooks::run_all("createRuntime", hooks.create_runtime().as_deref().unwrap_or_default(), &state)?;
+        Ok(())
+    }
+}
+
+/// A pidfd of a process that is this one's child, or whose pid is known not to have been reused.
+pub fn pidfd_of(pid: Pid) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+/// Whether `fd` is readable: for a pidfd, whether the process ended.
+pub fn ended(pidfd: &OwnedFd) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
