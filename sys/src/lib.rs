@@ -10,6 +10,7 @@ pub mod exec;
 pub mod fd;
 pub mod mount;
 pub mod security;
+pub mod signal;
 pub mod tty;
 
 /// The error of a raw system call.
