@@ -9,19 +9,21 @@ use super::handover::{FilterFacts, Handover, Middle};
 use super::hooks;
 use super::image::{self, Image};
 use super::spawn::{self, Birth};
-use super::{CreateOptions, Error, outside, start_socket};
+use proa_sys::clone::Child;
+use super::terminal::{self, Offer};
+use super::{CreateOptions, Error, parent, start};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::{Kind, enter, idmap};
-use crate::plan::{self, Plan};
+use crate::plan::Plan;
 use crate::process::{self, Filter};
 use crate::rootfs;
 use crate::state::{Record, Reservation, Store};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// How the container will be told to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,22 +39,15 @@ pub enum StartBy {
 pub struct Created {
     /// What is known of it.
     pub record: Record,
-    /// Its plan.
-    pub plan: Plan,
-    /// The line to init.
-    pub channel: Channel,
+    /// Its configuration.
+    pub config: Config,
     /// Its init.
-    pub init: Init,
+    pub init: Child,
+    /// Where its terminal's master comes from.
+    pub offer: Option<Offer>,
+    channel: Channel,
+    filter: Option<Filter>,
     making: Making,
-}
-
-/// The container's first process, as its parent sees it.
-#[derive(Debug)]
-pub struct Init {
-    /// In this pid namespace.
-    pub pid: Pid,
-    /// A pidfd, where the kernel has one.
-    pub pidfd: Option<OwnedFd>,
 }
 
 /// What exists so far and has to go if the container does not come to be.
@@ -66,13 +61,13 @@ struct Making {
 
 impl Making {
     /// The container exists: nothing is undone any more.
-    fn keep(mut self) -> Option<Cgroup> {
+    fn keep(mut self) {
         self.init = None;
         self.poststop = None;
         if let Some(reservation) = self.reservation.take() {
-            reservation.keep();
+            reservation.commit();
         }
-        self.cgroup.take()
+        self.cgroup = None;
     }
 }
 
@@ -92,65 +87,65 @@ impl Drop for Making {
             let state = hooks::state(&record, "stopped", 0);
             complaints.extend(hooks::run_all("poststop", &hooks, &state).err().map(|error| error.to_string()));
         }
-        if let Some(reservation) = self.reservation.take() {
-            complaints.extend(reservation.remove().err().map(|error| error.to_string()));
-        }
         for complaint in complaints {
             tracing::warn!("undoing a container that failed: {complaint}");
         }
     }
 }
 
-/// Makes the container, up to where its init waits for the start. `console` is where init sends a terminal's master.
-pub fn create(store: &Store, options: &CreateOptions, start: StartBy, console: Option<OwnedFd>) -> Result<Created, Error> {
-    let preserve = outside::preserved_descriptors(options.preserve_fds)?;
+/// Makes the container, up to where its init waits for the start.
+pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bool) -> Result<Created, Error> {
+    let preserve = parent::preserved_descriptors(options.preserve_fds)?;
     let config = Config::load(&options.bundle)?;
     let host = Host::probe(options.rootless);
-    let mut plan = plan::resolve(&config, &host, outside::request(options))?;
+    let mut plan = parent::resolve(&config, &host, options)?;
     let image = image::open(plan.hull)?;
+    let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
-    let reservation = store.reserve(&options.id)?;
-    let cache = store.seccomp_cache();
-    let directory = reservation.path().to_owned();
-    let mut record = outside::record(&plan, &host);
-    making.reservation = Some(reservation);
+    let reservation = making.reservation.insert(store.reserve(&options.id)?);
+    let mut record = parent::record(&plan, &host);
     let cgroup = making.cgroup.insert(Cgroup::create(&plan.cgroup)?);
     record.cgroup = cgroup.save();
-    store.write(&record, Some(&config.raw))?;
+    reservation.save_config(&config)?;
+    reservation.save(&record)?;
 
-    let filter = plan.seccomp.as_ref().map(|profile| process::filter(profile, &cache)).transpose()?;
+    let filter = plan.seccomp.as_ref().map(|profile| parent::filter(profile, store)).transpose()?;
     let socket = match start {
-        StartBy::Socket => Some(
-            start_socket::make(&directory)
-                .map_err(|errno| Error::Path { call: "bind", path: directory.join("start.sock"), source: errno.into() })?,
-        ),
+        StartBy::Socket => Some(reservation.listen_start()?),
         StartBy::Channel => None,
     };
-    let request = Spawning { console: console.as_ref(), start: socket.as_ref(), preserve, filter: filter.as_ref() };
+    let request = Spawning { console: offer.for_init.as_ref(), start: socket.as_ref(), preserve, filter: filter.as_ref() };
     let (init, channel) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
     // Init has its own copy by now; only it may answer.
     drop(socket);
 
     record.pid = init.pid.as_raw();
-    record.start_time = outside::start_time(init.pid)?;
-    if outside::has_parent_hooks(&plan.hooks) {
+    record.start_time = parent::start_time(init.pid)?;
+    if parent::has_parent_hooks(&plan.hooks) {
         // The hooks may ask for the state.
-        store.write(&record, None)?;
+        reservation.save(&record)?;
     }
-    let mut parent = Parent { plan: &plan, record: &record, filter: filter.as_ref(), making: &mut making };
+    let mut parent = Parent { plan: &plan, record: &record, filter: filter.as_ref(), poststop: &mut making.poststop };
     parent.serve_until_created(&channel)?;
     process::tune(&plan.process, init.pid)?;
-    record.created_now();
-    store.write(&record, None)?;
-    outside::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
-    Ok(Created { record, plan, channel, init, making })
+    record.created = crate::logging::timestamp();
+    reservation.save(&record)?;
+    parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
+    Ok(Created { record, config, channel, init, offer: Some(offer), filter, making })
 }
 
 impl Created {
-    /// Leaves the container to itself.
-    pub fn keep(self) -> (Record, Plan, Channel, Init, Option<Cgroup>) {
-        (self.record, self.plan, self.channel, self.init, self.making.keep())
+    /// Tells init to execute the program, and learns how that went.
+    pub fn start(&self) -> Result<(), Error> {
+        self.channel.send(&Message::Start)?;
+        start::until_running(&self.channel, &self.record, self.filter.as_ref())
+    }
+
+    /// Leaves the container to itself: from now on nothing is undone.
+    pub fn keep(self) -> (Record, Config) {
+        self.making.keep();
+        (self.record, self.config)
     }
 }
 
@@ -172,7 +167,7 @@ impl Spawning<'_> {
         cgroup: &mut Cgroup,
         host: &Host,
         pid: &mut Option<Pid>,
-    ) -> Result<(Init, Channel), Error> {
+    ) -> Result<(Child, Channel), Error> {
         let sources = rootfs::open_sources(&mut plan.rootfs)?;
         let joins = enter::open(&plan.namespaces)?;
         let entry = cgroup.birth(None)?;
@@ -219,10 +214,10 @@ impl Spawning<'_> {
         *pid = Some(child.pid);
         drop((init, held));
 
-        let mut init = Init { pid: child.pid, pidfd: child.pidfd };
+        let mut init = child;
         if makes_user {
             if plan.namespaces.needs_middle() {
-                outside::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
+                parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
             }
             idmap::write(&plan.namespaces, init.pid, !host.rootless, host.euid, host.egid)?;
         }
@@ -230,7 +225,7 @@ impl Spawning<'_> {
             if makes_user {
                 channel.send(&Message::Go)?;
             }
-            init = outside::replace_middle(&channel, init.pid, pid)?;
+            init = parent::replace_middle(&channel, init.pid, pid)?;
         }
         if attach {
             cgroup.attach(init.pid)?;
@@ -264,10 +259,10 @@ impl Spawning<'_> {
             filter: self
                 .filter
                 .map(|filter| FilterFacts { flags: filter.program.flags, notify: filter.program.notify }),
-            parent_hooks: outside::has_parent_hooks(&plan.hooks),
+            parent_hooks: parent::has_parent_hooks(&plan.hooks),
             create_container: plan.hooks.create_container().clone().unwrap_or_default(),
             start_container: plan.hooks.start_container().clone().unwrap_or_default(),
-            state: outside::has_init_hooks(&plan.hooks).then(|| hooks::state(record, "creating", 0)),
+            state: parent::has_init_hooks(&plan.hooks).then(|| hooks::state(record, "creating", 0)),
             console: self.console.map(AsRawFd::as_raw_fd),
             start_socket: self.start.map(AsRawFd::as_raw_fd),
             preserve: self.preserve,
@@ -280,7 +275,7 @@ struct Parent<'a> {
     plan: &'a Plan,
     record: &'a Record,
     filter: Option<&'a Filter>,
-    making: &'a mut Making,
+    poststop: &'a mut Option<(Vec<Hook>, Record)>,
 }
 
 impl Parent<'_> {
@@ -292,7 +287,7 @@ impl Parent<'_> {
                     self.run_hooks()?;
                     channel.send(&Message::Go)?;
                 }
-                Some(message) => outside::serve(channel, message, self.record, self.filter, "creating")?,
+                Some(message) => parent::serve(channel, message, self.record, self.filter, "creating")?,
                 None => return Err(Error::InitGone),
             }
         }
@@ -302,22 +297,10 @@ impl Parent<'_> {
     fn run_hooks(&mut self) -> Result<(), Error> {
         let hooks = &self.plan.hooks;
         // From here on the container has been seen by others: poststop hooks follow even if it fails.
-        self.making.poststop = Some((hooks.poststop().clone().unwrap_or_default(), self.record.clone()));
+        *self.poststop = Some((hooks.poststop().clone().unwrap_or_default(), self.record.clone()));
         let state = hooks::state(self.record, "creating", self.record.pid);
         hooks::run_all("prestart", hooks.prestart().as_deref().unwrap_or_default(), &state)?;
         hooks::run_all("createRuntime", hooks.create_runtime().as_deref().unwrap_or_default(), &state)?;
         Ok(())
     }
-}
-
-/// A pidfd of a process that is this one's child, or whose pid is known not to have been reused.
-pub fn pidfd_of(pid: Pid) -> Option<OwnedFd> {
-    let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
-    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
-}
-
-/// Whether `fd` is readable: for a pidfd, whether the process ended.
-pub fn ended(pidfd: &OwnedFd) -> bool {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|count| count > 0)
 }

@@ -11,6 +11,7 @@ pub mod fd;
 pub mod mount;
 pub mod net;
 pub mod security;
+pub mod signal;
 
 /// The error of a raw system call.
 pub type Errno = nix::errno::Errno;
