@@ -83,7 +83,10 @@ impl Channel {
     pub fn pair() -> Result<(Self, Self), Error> {
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map(|(a, b)| (Self(a), Self(b)))
-            .map_err(|errno| Error::Call { call: "socketpair", errno })
+            .map_err(|errno| Error::Call {
+                call: "socketpair",
+                errno,
+            })
     }
 
     /// Sends a message.
@@ -128,7 +131,10 @@ impl Channel {
             match recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags) {
                 Ok(message) => {
                     let mut descriptor = None;
-                    for part in message.cmsgs().map_err(|errno| Error::Call { call: "recvmsg", errno })? {
+                    for part in message
+                        .cmsgs()
+                        .map_err(|errno| Error::Call { call: "recvmsg", errno })?
+                    {
                         if let ControlMessageOwned::ScmRights(fds) = part {
                             descriptor = fds.first().copied();
                         }
@@ -143,7 +149,12 @@ impl Channel {
         };
         let descriptor = match descriptor.map(proa_sys::fd::inherit).transpose() {
             Ok(descriptor) => descriptor,
-            Err(errno) => return Err(Error::Call { call: "recvmsg(SCM_RIGHTS)", errno }),
+            Err(errno) => {
+                return Err(Error::Call {
+                    call: "recvmsg(SCM_RIGHTS)",
+                    errno,
+                });
+            }
         };
         let Some((&tag, text)) = buffer[..length].split_first() else {
             return Ok(None);

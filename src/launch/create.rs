@@ -5,11 +5,11 @@
 //! ```
 
 use super::channel::{Channel, Message};
-use super::handover::{FilterFacts, Handover, Middle};
+use super::handover::{Handover, Middle};
 use super::hooks;
 use super::image::{self, Image};
+use super::parent::{Listener, Newborn};
 use super::spawn::{self, Birth};
-use proa_sys::clone::Child;
 use super::terminal::{self, Offer};
 use super::{CreateOptions, Error, parent, start};
 use crate::cgroup::Cgroup;
@@ -23,6 +23,7 @@ use crate::state::{Record, Reservation, Store};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
+use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// How the container will be told to start.
@@ -46,7 +47,6 @@ pub struct Created {
     /// Where its terminal's master comes from.
     pub offer: Option<Offer>,
     channel: Channel,
-    filter: Option<Filter>,
     making: Making,
 }
 
@@ -55,14 +55,14 @@ pub struct Created {
 struct Making {
     reservation: Option<Reservation>,
     cgroup: Option<Cgroup>,
-    init: Option<Pid>,
+    init: Newborn,
     poststop: Option<(Vec<Hook>, Record)>,
 }
 
 impl Making {
     /// The container exists: nothing is undone any more.
     fn keep(mut self) {
-        self.init = None;
+        self.init.keep();
         self.poststop = None;
         if let Some(reservation) = self.reservation.take() {
             reservation.commit();
@@ -74,18 +74,18 @@ impl Making {
 impl Drop for Making {
     fn drop(&mut self) {
         let mut complaints = Vec::new();
-        if let Some(pid) = self.init.take() {
-            // ESRCH: it ended by itself. It is this process's child, so the number can't be another's before waitpid.
-            drop(nix::sys::signal::kill(pid, Signal::SIGKILL));
-            drop(nix::sys::wait::waitpid(pid, None));
-        }
+        self.init.kill();
         if let Some(cgroup) = self.cgroup.take() {
             let emptied = cgroup.signal_all(Signal::SIGKILL).and_then(|()| cgroup.destroy());
             complaints.extend(emptied.err().map(|error| error.to_string()));
         }
         if let Some((hooks, record)) = self.poststop.take() {
             let state = hooks::state(&record, "stopped", 0);
-            complaints.extend(hooks::run_all("poststop", &hooks, &state).err().map(|error| error.to_string()));
+            complaints.extend(
+                hooks::run_all("poststop", &hooks, &state)
+                    .err()
+                    .map(|error| error.to_string()),
+            );
         }
         for complaint in complaints {
             tracing::warn!("undoing a container that failed: {complaint}");
@@ -110,12 +110,21 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     reservation.save_config(&config)?;
     reservation.save(&record)?;
 
-    let filter = plan.seccomp.as_ref().map(|profile| parent::filter(profile, store)).transpose()?;
+    let filter = plan
+        .seccomp
+        .as_ref()
+        .map(|profile| parent::filter(profile, store))
+        .transpose()?;
     let socket = match start {
         StartBy::Socket => Some(reservation.listen_start()?),
         StartBy::Channel => None,
     };
-    let request = Spawning { console: offer.for_init.as_ref(), start: socket.as_ref(), preserve, filter: filter.as_ref() };
+    let request = Spawning {
+        console: offer.for_init.as_ref(),
+        start: socket.as_ref(),
+        preserve,
+        filter: filter.as_ref(),
+    };
     let (init, channel) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
     // Init has its own copy by now; only it may answer.
     drop(socket);
@@ -126,20 +135,32 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         // The hooks may ask for the state.
         reservation.save(&record)?;
     }
-    let mut parent = Parent { plan: &plan, record: &record, filter: filter.as_ref(), poststop: &mut making.poststop };
+    let mut parent = Parent {
+        plan: &plan,
+        record: &record,
+        listener: parent::listener(&config),
+        poststop: &mut making.poststop,
+    };
     parent.serve_until_created(&channel)?;
     process::tune(&plan.process, init.pid)?;
     record.created = crate::logging::timestamp();
     reservation.save(&record)?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
-    Ok(Created { record, config, channel, init, offer: Some(offer), filter, making })
+    Ok(Created {
+        record,
+        config,
+        channel,
+        init,
+        offer: Some(offer),
+        making,
+    })
 }
 
 impl Created {
     /// Tells init to execute the program, and learns how that went.
     pub fn start(&self) -> Result<(), Error> {
         self.channel.send(&Message::Start)?;
-        start::until_running(&self.channel, &self.record, self.filter.as_ref())
+        start::until_running(&self.channel, &self.record, parent::listener(&self.config).as_ref())
     }
 
     /// Leaves the container to itself: from now on nothing is undone.
@@ -166,7 +187,7 @@ impl Spawning<'_> {
         image: &Image,
         cgroup: &mut Cgroup,
         host: &Host,
-        pid: &mut Option<Pid>,
+        newborn: &mut Newborn,
     ) -> Result<(Child, Channel), Error> {
         let sources = rootfs::open_sources(&mut plan.rootfs)?;
         let joins = enter::open(&plan.namespaces)?;
@@ -174,45 +195,49 @@ impl Spawning<'_> {
         let attach = entry.by_pid;
         let makes_user = plan.namespaces.makes(Kind::User);
         let wait = attach || (makes_user && !plan.namespaces.needs_middle());
-        let opened = |kind: Kind| joins.iter().find(|(other, _)| *other == kind).map(|(_, fd)| fd.as_raw_fd());
+        let opened = |kind: Kind| {
+            joins
+                .iter()
+                .find(|(other, _)| *other == kind)
+                .map(|(_, fd)| fd.as_raw_fd())
+        };
 
-        let mut birth = Birth { inherit: sources.iter().map(AsRawFd::as_raw_fd).collect(), ..Birth::default() };
+        let mut birth = Birth {
+            inherit: sources.iter().map(AsRawFd::as_raw_fd).collect(),
+            ..Birth::default()
+        };
         birth.inherit.extend(joins.iter().map(|(_, fd)| fd.as_raw_fd()));
-        birth.inherit.extend(self.console.iter().chain(&self.start).map(|fd| fd.as_raw_fd()));
+        birth
+            .inherit
+            .extend(self.console.iter().chain(&self.start).map(|fd| fd.as_raw_fd()));
         birth.inherit.extend(3..3 + self.preserve as RawFd);
-        let mut middle = None;
-        let mut enter_cgroup = Vec::new();
-        // Kept open until the clone is done.
-        let held;
-        if plan.namespaces.needs_middle() {
-            let time = plan.namespaces.makes(Kind::Time).then(|| plan.namespaces.time_offsets.clone());
-            let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
-            middle = Some(Middle {
-                join_user: opened(Kind::User),
-                join_pid: opened(Kind::Pid),
-                new_user: makes_user,
-                time,
-                new: plan.cloned_namespaces().into_iter().filter(|kind| *kind != Kind::User).collect(),
-                into_cgroup: number(&entry.into),
-                into_fallback: number(&entry.into_fallback),
-                wait: attach,
-            });
-            enter_cgroup = entry.join.iter().map(AsRawFd::as_raw_fd).collect();
-            birth.inherit.extend(enter_cgroup.iter().copied());
-            birth.inherit.extend(number(&entry.into).into_iter().chain(number(&entry.into_fallback)));
-            held = Some(entry);
-        } else {
+        let mut middle = plan.namespaces.needs_middle().then(|| Middle {
+            join_user: opened(Kind::User),
+            join_pid: opened(Kind::Pid),
+            new_user: makes_user,
+            time: plan
+                .namespaces
+                .makes(Kind::Time)
+                .then(|| plan.namespaces.time_offsets.clone()),
+            new: plan
+                .cloned_namespaces()
+                .into_iter()
+                .filter(|kind| *kind != Kind::User)
+                .collect(),
+            wait: attach,
+            ..Middle::default()
+        });
+        if middle.is_none() {
             birth.new = plan.cloned_namespaces();
             birth.wait = wait;
-            (birth.into_cgroup, birth.into_fallback, birth.join) = (entry.into, entry.into_fallback, entry.join);
-            held = None;
         }
-        let handover = self.handover(plan, record, middle, enter_cgroup, &joins);
-        let memfd = handover.write(self.filter.map_or(&[], |filter| &filter.program.instructions))?;
+        let through = birth.enter(entry, middle.as_mut());
+        let handover = self.handover(plan, record, middle, through.files.clone(), &joins);
+        let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         let child = spawn::spawn(image, &birth, &init, &memfd)?;
-        *pid = Some(child.pid);
-        drop((init, held));
+        *newborn = Newborn::of(child.pid);
+        drop((init, through));
 
         let mut init = child;
         if makes_user {
@@ -225,7 +250,7 @@ impl Spawning<'_> {
             if makes_user {
                 channel.send(&Message::Go)?;
             }
-            init = parent::replace_middle(&channel, init.pid, pid)?;
+            init = parent::replace_middle(&channel, newborn)?;
         }
         if attach {
             cgroup.attach(init.pid)?;
@@ -247,7 +272,13 @@ impl Spawning<'_> {
         let namespaces = &plan.namespaces;
         Handover {
             middle,
-            join: joins.iter().map(|(kind, fd)| enter::Opened { kind: *kind, fd: fd.as_raw_fd() }).collect(),
+            join: joins
+                .iter()
+                .map(|(kind, fd)| enter::Opened {
+                    kind: *kind,
+                    fd: fd.as_raw_fd(),
+                })
+                .collect(),
             join_process: None,
             enter_cgroup,
             new_cgroup_namespace: namespaces.makes(Kind::Cgroup),
@@ -256,9 +287,6 @@ impl Spawning<'_> {
             domainname: namespaces.domainname.clone(),
             rootfs: Some(plan.rootfs.clone()),
             process: plan.process.clone(),
-            filter: self
-                .filter
-                .map(|filter| FilterFacts { flags: filter.program.flags, notify: filter.program.notify }),
             parent_hooks: parent::has_parent_hooks(&plan.hooks),
             create_container: plan.hooks.create_container().clone().unwrap_or_default(),
             start_container: plan.hooks.start_container().clone().unwrap_or_default(),
@@ -274,7 +302,7 @@ impl Spawning<'_> {
 struct Parent<'a> {
     plan: &'a Plan,
     record: &'a Record,
-    filter: Option<&'a Filter>,
+    listener: Option<Listener>,
     poststop: &'a mut Option<(Vec<Hook>, Record)>,
 }
 
@@ -287,7 +315,7 @@ impl Parent<'_> {
                     self.run_hooks()?;
                     channel.send(&Message::Go)?;
                 }
-                Some(message) => parent::serve(channel, message, self.record, self.filter, "creating")?,
+                Some(message) => parent::serve(channel, message, self.record, self.listener.as_ref(), "creating")?,
                 None => return Err(Error::InitGone),
             }
         }
@@ -300,7 +328,11 @@ impl Parent<'_> {
         *self.poststop = Some((hooks.poststop().clone().unwrap_or_default(), self.record.clone()));
         let state = hooks::state(self.record, "creating", self.record.pid);
         hooks::run_all("prestart", hooks.prestart().as_deref().unwrap_or_default(), &state)?;
-        hooks::run_all("createRuntime", hooks.create_runtime().as_deref().unwrap_or_default(), &state)?;
+        hooks::run_all(
+            "createRuntime",
+            hooks.create_runtime().as_deref().unwrap_or_default(),
+            &state,
+        )?;
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use super::{CreateOptions, Error, RunOptions, start};
 use crate::state::{self, Store};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -17,8 +17,10 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
     let signals = (!run.detach).then(Signals::take).transpose()?;
     if !run.detach && !run.no_subreaper {
         // What the container's processes leave behind in a shared pid namespace is ours to reap.
-        nix::sys::prctl::set_child_subreaper(true)
-            .map_err(|errno| Error::Call { call: "prctl(PR_SET_CHILD_SUBREAPER)".into(), errno })?;
+        nix::sys::prctl::set_child_subreaper(true).map_err(|errno| Error::Call {
+            call: "prctl(PR_SET_CHILD_SUBREAPER)".into(),
+            errno,
+        })?;
     }
     let mut created = create::create(store, options, StartBy::Channel, run.detach)?;
     created.start()?;
@@ -118,7 +120,12 @@ fn reap(pid: Pid) -> Result<Option<u8>, Error> {
             Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => status = Some(128 + signal as i32 as u8),
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(status),
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::Call { call: "waitpid(-1, WNOHANG)".into(), errno }),
+            Err(errno) => {
+                return Err(Error::Call {
+                    call: "waitpid(-1, WNOHANG)".into(),
+                    errno,
+                });
+            }
         }
     }
 }
@@ -140,7 +147,12 @@ struct Input {
 
 impl Terminal {
     fn new(master: OwnedFd) -> Result<Self, Error> {
-        let mut terminal = Self { master, before: None, input: Input::default(), output_ended: false };
+        let mut terminal = Self {
+            master,
+            before: None,
+            input: Input::default(),
+            output_ended: false,
+        };
         nonblocking(terminal.master.as_fd())?;
         let stdin = std::io::stdin();
         if rustix::termios::isatty(&stdin) {
@@ -162,7 +174,9 @@ impl Terminal {
     fn resize(&self) {
         if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdin()) {
             // A terminal whose last slave is closed has no size to set; then the container is about to end.
-            drop(rustix::termios::tcsetwinsize(&self.master, size));
+            if let Err(errno) = rustix::termios::tcsetwinsize(&self.master, size) {
+                tracing::debug!("ioctl(TIOCSWINSZ): {errno}");
+            }
         }
     }
 
@@ -192,7 +206,12 @@ impl Terminal {
                 Ok(0) | Err(Errno::EIO) => self.input.ended = true,
                 Ok(count) => self.input.pending.extend_from_slice(&buffer[..count]),
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(errno) => return Err(Error::Call { call: "read(stdin)".into(), errno }),
+                Err(errno) => {
+                    return Err(Error::Call {
+                        call: "read(stdin)".into(),
+                        errno,
+                    });
+                }
             }
         }
         while !self.input.pending.is_empty() {
@@ -205,7 +224,12 @@ impl Terminal {
                     self.input.pending.clear();
                     self.input.ended = true;
                 }
-                Err(errno) => return Err(Error::Call { call: "write(terminal)".into(), errno }),
+                Err(errno) => {
+                    return Err(Error::Call {
+                        call: "write(terminal)".into(),
+                        errno,
+                    });
+                }
             }
         }
         Ok(())
@@ -220,7 +244,12 @@ impl Terminal {
                 Ok(count) => self.show(&buffer[..count])?,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
-                Err(errno) => return Err(Error::Call { call: "read(terminal)".into(), errno }),
+                Err(errno) => {
+                    return Err(Error::Call {
+                        call: "read(terminal)".into(),
+                        errno,
+                    });
+                }
             }
         }
         Ok(())
@@ -233,7 +262,12 @@ impl Terminal {
                 Err(Errno::EINTR) => {}
                 // Our reader is gone; the container goes on.
                 Err(Errno::EPIPE) => return Ok(()),
-                Err(errno) => return Err(Error::Call { call: "write(stdout)".into(), errno }),
+                Err(errno) => {
+                    return Err(Error::Call {
+                        call: "write(stdout)".into(),
+                        errno,
+                    });
+                }
             }
         }
         Ok(())
@@ -248,8 +282,9 @@ impl Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
-            // The last thing this process does with its terminal: nobody is left to be told.
-            drop(rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, before));
+            if let Err(errno) = rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, before) {
+                tracing::warn!("tcsetattr(stdin, as before): {errno}");
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use crate::namespace::{Kind, TimeOffset};
 use crate::{process, rootfs};
 use nix::errno::Errno;
 use oci_spec::runtime::Hook;
+use proa_seccomp::Program;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -34,8 +35,6 @@ pub struct Handover {
     pub rootfs: Option<rootfs::Plan>,
     /// The process to become.
     pub process: process::Plan,
-    /// What comes behind the JSON.
-    pub filter: Option<FilterFacts>,
     /// Whether the parent has hooks to run once the mounts are made.
     pub parent_hooks: bool,
     /// The `createContainer` hooks.
@@ -86,15 +85,6 @@ pub struct JoinProcess {
     pub middle_kinds: Vec<Kind>,
 }
 
-/// The seccomp program's facts; its instructions follow the JSON.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-pub struct FilterFacts {
-    /// `SECCOMP_FILTER_FLAG_*`.
-    pub flags: u64,
-    /// Whether installing it gives a listener.
-    pub notify: bool,
-}
-
 /// Why a handover failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -116,25 +106,28 @@ fn call(call: &'static str) -> impl Fn(std::io::Error) -> Error {
 }
 
 impl Handover {
-    /// Writes the plan and `instructions` into a memfd.
-    pub fn write(&self, instructions: &[u8]) -> Result<OwnedFd, Error> {
+    /// Writes the plan and the seccomp `program` into a memfd.
+    pub fn write(&self, program: Option<&Program>) -> Result<OwnedFd, Error> {
         let json = serde_json::to_vec(self)?;
         let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
         let memfd = nix::sys::memfd::memfd_create(c"proa-init", flags)
             .map_err(|errno: Errno| call("memfd_create")(errno.into()))?;
         let mut file = File::from(memfd);
-        let mut bytes = Vec::with_capacity(8 + json.len() + instructions.len());
-        bytes.extend_from_slice(&(json.len() as u64).to_ne_bytes());
+        let mut bytes = (json.len() as u64).to_ne_bytes().to_vec();
         bytes.extend_from_slice(&json);
-        bytes.extend_from_slice(instructions);
+        if let Some(program) = program {
+            bytes.extend_from_slice(&program.encode());
+        }
         file.write_all(&bytes).map_err(call("write"))?;
         Ok(file.into())
     }
 
-    /// Reads what [`Handover::write`] wrote: the plan and the instructions.
-    pub fn read(memfd: OwnedFd) -> Result<(Self, Vec<u8>), Error> {
+    /// Reads what [`Handover::write`] wrote.
+    pub fn read(memfd: OwnedFd) -> Result<(Self, Option<Program>), Error> {
         let mut file = File::from(memfd);
-        let size = rustix::fs::fstat(file.as_fd()).map_err(|errno| call("fstat")(errno.into()))?.st_size;
+        let size = rustix::fs::fstat(file.as_fd())
+            .map_err(|errno| call("fstat")(errno.into()))?
+            .st_size;
         let mut bytes = Vec::with_capacity(size as usize);
         file.seek(SeekFrom::Start(0)).map_err(call("lseek"))?;
         file.read_to_end(&mut bytes).map_err(call("read"))?;
@@ -144,6 +137,11 @@ impl Handover {
         if length > rest.len() {
             return Err(short());
         }
-        Ok((serde_json::from_slice(&rest[..length])?, rest[length..].to_vec()))
+        let (json, program) = rest.split_at(length);
+        let program = match program {
+            [] => None,
+            bytes => Some(Program::decode(bytes).ok_or_else(short)?),
+        };
+        Ok((serde_json::from_slice(json)?, program))
     }
 }

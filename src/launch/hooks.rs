@@ -74,15 +74,26 @@ pub fn state(record: &Record, status: &str, pid: i32) -> serde_json::Value {
 
 /// Runs the hooks of one kind in order; the first that fails ends it.
 pub fn run_all(kind: &'static str, hooks: &[Hook], state: &serde_json::Value) -> Result<(), Error> {
-    hooks.iter().enumerate().try_for_each(|(index, hook)| run(kind, index, hook, state))
+    hooks
+        .iter()
+        .enumerate()
+        .try_for_each(|(index, hook)| run(kind, index, hook, state))
 }
 
 fn run(kind: &'static str, index: usize, hook: &Hook, state: &serde_json::Value) -> Result<(), Error> {
-    let start = |source| Error::Start { kind, index, path: hook.path().clone(), source };
+    let start = |source| Error::Start {
+        kind,
+        index,
+        path: hook.path().clone(),
+        source,
+    };
     // Files in memory instead of pipes: nothing has to be copied while the hook runs, and a hook that reads nothing, or
     // leaves a background process with its stdout behind, blocks nobody.
     let mut stdin = scratch().map_err(start)?;
-    stdin.write_all(state.to_string().as_bytes()).and_then(|()| stdin.seek(SeekFrom::Start(0))).map_err(start)?;
+    stdin
+        .write_all(state.to_string().as_bytes())
+        .and_then(|()| stdin.seek(SeekFrom::Start(0)))
+        .map_err(start)?;
     let stdout = scratch().map_err(start)?;
     let stderr = scratch().map_err(start)?;
 
@@ -91,9 +102,14 @@ fn run(kind: &'static str, index: usize, hook: &Hook, state: &serde_json::Value)
         command.arg0(first).args(rest);
     }
     if let Some(env) = hook.env() {
-        command.env_clear().envs(env.iter().filter_map(|entry| entry.split_once('=')));
+        command
+            .env_clear()
+            .envs(env.iter().filter_map(|entry| entry.split_once('=')));
     }
-    command.stdin(stdin).stdout(stdout.try_clone().map_err(start)?).stderr(stderr.try_clone().map_err(start)?);
+    command
+        .stdin(stdin)
+        .stdout(stdout.try_clone().map_err(start)?)
+        .stderr(stderr.try_clone().map_err(start)?);
     let mut child = command.spawn().map_err(start)?;
 
     if let Some(seconds) = hook.timeout()
@@ -106,7 +122,13 @@ fn run(kind: &'static str, index: usize, hook: &Hook, state: &serde_json::Value)
     if status.success() {
         return Ok(());
     }
-    Err(Error::Status { kind, index, status, stdout: said(stdout), stderr: said(stderr) })
+    Err(Error::Status {
+        kind,
+        index,
+        status,
+        stdout: said(stdout),
+        stderr: said(stderr),
+    })
 }
 
 /// Waits on a pidfd; where there is none (before Linux 5.3), on a signalfd would cost the caller its SIGCHLD, so that a

@@ -64,7 +64,11 @@ pub fn open(hull: Hull) -> Result<Image, Error> {
                     .map(|one| CString::new(one.as_bytes()).map_err(|_| Error::Null(one)))
                     .collect::<Result<Vec<_>, _>>()
             };
-            Ok(Image { program: protect(&found.program)?, argv: strings(found.args)?, env: strings(found.env)? })
+            Ok(Image {
+                program: protect(&found.program)?,
+                argv: strings(found.args)?,
+                env: strings(found.env)?,
+            })
         }
     }
 }
@@ -75,7 +79,11 @@ pub fn protect(path: &Path) -> Result<OwnedFd, Error> {
         Ok(fd) => Ok(fd),
         // No such call (before Linux 5.2 and 5.12), not privileged in this mount namespace, or a mount that can't be cloned.
         Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => sealed_copy(path),
-        Err(errno) => Err(Error::Open { call: "open_tree", path: path.into(), source: errno.into() }),
+        Err(errno) => Err(Error::Open {
+            call: "open_tree",
+            path: path.into(),
+            source: errno.into(),
+        }),
     }
 }
 
@@ -90,7 +98,13 @@ fn read_only_mount(path: &Path) -> Result<OwnedFd, Errno> {
 
 /// A copy that nobody can change: memfd_create(2) with every seal.
 pub fn sealed_copy(path: &Path) -> Result<OwnedFd, Error> {
-    let failed = |call| move |source| Error::Open { call, path: path.into(), source };
+    let failed = |call| {
+        move |source| Error::Open {
+            call,
+            path: path.into(),
+            source,
+        }
+    };
     // MFD_EXEC (Linux 6.3) says that an executable memfd is meant, which vm.memfd_noexec may demand.
     let exec = MFdFlags::from_bits_retain(0x10);
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -102,8 +116,7 @@ pub fn sealed_copy(path: &Path) -> Result<OwnedFd, Error> {
     let mut from = File::open(path).map_err(failed("open"))?;
     let mut to = File::from(copy);
     std::io::copy(&mut from, &mut to).map_err(failed("copy"))?;
-    let seals =
-        SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
     fcntl(&to, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| failed("seal the copy of")(errno.into()))?;
     Ok(to.into())
 }

@@ -1,15 +1,15 @@
 //! From a plan to a running container: the parent's side, the init's side, and the protocol between them.
 
 pub mod channel;
+mod create;
+mod exec;
+mod foreground;
 pub mod handover;
 pub mod hooks;
 pub mod image;
 pub mod init;
-pub mod spawn;
-mod create;
-mod exec;
-mod foreground;
 mod parent;
+pub mod spawn;
 mod start;
 mod terminal;
 

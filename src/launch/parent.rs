@@ -7,7 +7,10 @@ use crate::plan::{Plan, Request};
 use crate::process::{self, Filter};
 use crate::state::{self, Record, Store};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
+};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hooks, LinuxSeccomp};
 use proa_sys::clone::Child;
@@ -27,7 +30,10 @@ pub fn preserved_descriptors(preserve_fds: u32) -> Result<u32, Error> {
 
 /// `$LISTEN_FDS`, sd_listen_fds(3).
 pub fn listen_fds() -> u32 {
-    std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse().ok()).unwrap_or(0)
+    std::env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0)
 }
 
 /// The name proa was called by, which can select the Wasm hull.
@@ -78,15 +84,21 @@ pub fn filter(profile: &LinuxSeccomp, store: &Store) -> Result<Filter, Error> {
     Ok(process::filter(profile, &store.root().join(".cache/seccomp"))?)
 }
 
-/// Where the stored configuration wants the seccomp listener sent.
-pub fn listener(config: &crate::config::Config) -> Option<Filter> {
+/// Where a seccomp listener goes: `linux.seccomp.listenerPath` and `listenerMetadata`.
+pub type Listener = (PathBuf, String);
+
+/// Where the configuration wants the seccomp listener sent.
+pub fn listener(config: &crate::config::Config) -> Option<Listener> {
     let profile = config.spec.linux().as_ref()?.seccomp().as_ref()?;
-    process::listener(profile)
+    let path = profile.listener_path().clone()?;
+    Some((path, profile.listener_metadata().clone().unwrap_or_default()))
 }
 
 /// When `pid` started, in clock ticks since boot.
 pub fn start_time(pid: Pid) -> Result<u64, Error> {
-    state::process::Stat::read(pid.as_raw()).map(|stat| stat.start_time).ok_or(Error::InitGone)
+    state::process::Stat::read(pid.as_raw())
+        .map(|stat| stat.start_time)
+        .ok_or(Error::InitGone)
 }
 
 /// Whether hooks run in the parent while init waits.
@@ -107,15 +119,14 @@ pub fn serve(
     channel: &Channel,
     message: Message,
     record: &Record,
-    filter: Option<&Filter>,
+    listener: Option<&Listener>,
     status: &str,
 ) -> Result<(), Error> {
     match message {
         Message::Warning(text) => tracing::warn!("{text}"),
         Message::Failed(text) => return Err(Error::Init(text)),
         Message::Listener(fd) => {
-            let (path, metadata) =
-                filter.and_then(|filter| filter.listener.as_ref()).ok_or(Error::UnexpectedListener)?;
+            let (path, metadata) = listener.ok_or(Error::UnexpectedListener)?;
             let state = hooks::state(record, status, record.pid);
             process::notify::send(path, metadata, fd, &state)?;
             channel.send(&Message::Go)?;
@@ -135,14 +146,55 @@ pub fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<Me
     }
 }
 
-/// Learns which process the one in the middle made, and reaps that one. `undo` is who has to be killed if it fails.
-pub fn replace_middle(channel: &Channel, middle: Pid, undo: &mut Option<Pid>) -> Result<Child, Error> {
+/// A process of ours that is killed and reaped unless it gets to run its program.
+#[derive(Debug, Default)]
+pub struct Newborn(Option<Pid>);
+
+impl Newborn {
+    /// Takes charge of `pid`, a child of this process.
+    pub fn of(pid: Pid) -> Self {
+        Self(Some(pid))
+    }
+
+    /// Lets it live.
+    pub fn keep(&mut self) {
+        self.0 = None;
+    }
+
+    /// Kills and reaps it.
+    pub fn kill(&mut self) {
+        let Some(pid) = self.0.take() else {
+            return;
+        };
+        // The number is its own until it is waited for. ESRCH: it ended by itself.
+        match nix::sys::signal::kill(pid, Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => tracing::warn!("kill({pid}, SIGKILL): {errno}"),
+        }
+        if let Err(errno) = nix::sys::wait::waitpid(pid, None) {
+            tracing::warn!("waitpid({pid}): {errno}");
+        }
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Learns which process the one in the middle made, reaps that one, and takes charge of the other.
+pub fn replace_middle(channel: &Channel, newborn: &mut Newborn) -> Result<Child, Error> {
     let Message::Child(pid) = expect(channel, |message| matches!(message, Message::Child(_)))? else {
         return Err(Error::InitGone);
     };
     let pid = Pid::from_raw(pid);
-    nix::sys::wait::waitpid(middle, None).map_err(|errno| Error::Call { call: format!("waitpid({middle})"), errno })?;
-    *undo = Some(pid);
+    if let Some(middle) = newborn.0.replace(pid) {
+        nix::sys::wait::waitpid(middle, None).map_err(|errno| Error::Call {
+            call: format!("waitpid({middle})"),
+            errno,
+        })?;
+    }
     // A child of ours that nobody has reaped: the number is still its own.
     let pidfd = rustix::process::Pid::from_raw(pid.as_raw())
         .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
@@ -168,8 +220,14 @@ pub fn announce(pid_file: Option<&Path>, pidfd_socket: Option<&Path>, init: &Chi
         let socket = connect_stream(path).map_err(failed)?;
         let descriptors = [pidfd.as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&descriptors)];
-        sendmsg::<UnixAddr>(socket.as_raw_fd(), &[IoSlice::new(b"pidfd")], &rights, MsgFlags::MSG_NOSIGNAL, None)
-            .map_err(failed)?;
+        sendmsg::<UnixAddr>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(b"pidfd")],
+            &rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )
+        .map_err(failed)?;
     }
     if let Some(path) = pid_file {
         write_pid_file(path, init.pid).map_err(Error::path("write", path))?;
@@ -182,7 +240,11 @@ fn write_pid_file(path: &Path, pid: Pid) -> std::io::Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?);
     let temporary: PathBuf = path.with_file_name(name);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o666).open(&temporary)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o666)
+        .open(&temporary)?;
     let written = write!(file, "{pid}").and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         std::fs::remove_file(&temporary)?;

@@ -1,7 +1,9 @@
 //! Making the container's first process: one clone3(2) into all new namespaces and the cgroup, then the init image.
 
 use super::channel::{self, Channel, Message};
+use super::handover::Middle;
 use super::image::Image;
+use crate::cgroup;
 use crate::namespace::{self, Kind};
 use nix::errno::Errno;
 use proa_sys::clone::{Child, Clone, Side};
@@ -24,6 +26,39 @@ pub struct Birth {
     pub wait: bool,
     /// Descriptors that stay open over the execve(2), under the same numbers.
     pub inherit: Vec<RawFd>,
+}
+
+/// The way into the cgroup that a process in the middle's child takes.
+#[derive(Debug, Default)]
+pub struct ThroughMiddle {
+    /// The files in which it writes `0`, by number.
+    pub files: Vec<RawFd>,
+    // Open until the clone is done.
+    _held: Option<cgroup::Birth>,
+}
+
+impl Birth {
+    /// Decides who enters the cgroup: the new process itself, or the child of `middle` if that is what it becomes.
+    pub fn enter(&mut self, entry: cgroup::Birth, middle: Option<&mut Middle>) -> ThroughMiddle {
+        let Some(middle) = middle else {
+            (self.into_cgroup, self.into_fallback, self.join) = (entry.into, entry.into_fallback, entry.join);
+            return ThroughMiddle::default();
+        };
+        let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+        (middle.into_cgroup, middle.into_fallback) = (number(&entry.into), number(&entry.into_fallback));
+        let files: Vec<RawFd> = entry.join.iter().map(AsRawFd::as_raw_fd).collect();
+        self.inherit.extend(
+            files
+                .iter()
+                .copied()
+                .chain(middle.into_cgroup)
+                .chain(middle.into_fallback),
+        );
+        ThroughMiddle {
+            files,
+            _held: Some(entry),
+        }
+    }
 }
 
 /// Why there is no new process.
@@ -58,9 +93,14 @@ pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Re
         argv.push(CString::new(fd.to_string()).expect("a number has no null byte"));
     }
     let flags = birth.new.iter().fold(0, |flags, kind| flags | kind.flag());
-    let what = Clone { flags, into_cgroup: birth.into_cgroup.as_ref().map(AsFd::as_fd) };
-    let side = proa_sys::clone::clone(&what)
-        .map_err(|errno| Error::Clone { namespaces: birth.new.clone(), errno })?;
+    let what = Clone {
+        flags,
+        into_cgroup: birth.into_cgroup.as_ref().map(AsFd::as_fd),
+    };
+    let side = proa_sys::clone::clone(&what).map_err(|errno| Error::Clone {
+        namespaces: birth.new.clone(),
+        errno,
+    })?;
     let in_cgroup = match side {
         Side::Parent(child) => return Ok(child),
         Side::Child { in_cgroup } => in_cgroup,
@@ -93,7 +133,12 @@ fn become_init(
         // Before the execve, which would take all capabilities from a process whose uid is not mapped to root.
         namespace::enter::become_root()?;
     }
-    for fd in birth.inherit.iter().copied().chain([init.as_raw_fd(), plan.as_raw_fd()]) {
+    for fd in birth
+        .inherit
+        .iter()
+        .copied()
+        .chain([init.as_raw_fd(), plan.as_raw_fd()])
+    {
         proa_sys::fd::set_close_on_exec(fd, false).map_err(Error::Exec)?;
     }
     proa_sys::exec::execveat(image.program.as_fd(), argv, &image.env).map_err(Error::Exec)

@@ -1,9 +1,9 @@
 //! `start`: tells a waiting init to execute the program, and learns how that went.
 
 use super::channel::{Channel, Message};
+use super::parent::Listener;
 use super::{Error, hooks, parent};
 use crate::config::Config;
-use crate::process::Filter;
 use crate::state::{Action, Record, Store};
 use nix::sys::socket::SockFlag;
 
@@ -13,8 +13,9 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
     container.require(Action::Start)?;
     let config = container.config()?;
     let path = || container.dir().join(crate::state::START_SOCKET);
-    let socket =
-        container.connect_start(SockFlag::empty()).map_err(|errno| Error::path("connect", path())(errno.into()))?;
+    let socket = container
+        .connect_start(SockFlag::empty())
+        .map_err(|errno| Error::path("connect", path())(errno.into()))?;
     let channel = Channel::from(socket);
     channel.send(&Message::Start)?;
     parent::expect(&channel, |message| matches!(message, Message::Starting))?;
@@ -25,16 +26,21 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
 }
 
 /// Waits until init has executed the program, or says why it can't.
-pub fn until_running(channel: &Channel, record: &Record, filter: Option<&Filter>) -> Result<(), Error> {
+pub fn until_running(channel: &Channel, record: &Record, listener: Option<&Listener>) -> Result<(), Error> {
     while let Some(message) = channel.receive()? {
-        parent::serve(channel, message, record, filter, "created")?;
+        parent::serve(channel, message, record, listener, "created")?;
     }
     Ok(())
 }
 
 /// The `poststart` hooks. As with runc, the container is killed if one fails.
 pub fn poststart(config: &Config, record: &Record) -> Result<(), Error> {
-    let Some(hooks) = config.spec.hooks().as_ref().and_then(|hooks| hooks.poststart().as_deref()) else {
+    let Some(hooks) = config
+        .spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststart().as_deref())
+    else {
         return Ok(());
     };
     let ran = hooks::run_all("poststart", hooks, &hooks::state(record, "running", record.pid));
@@ -47,7 +53,12 @@ pub fn poststart(config: &Config, record: &Record) -> Result<(), Error> {
 /// The `poststop` hooks, after a container was deleted. A failing one is logged, and the others still run
 /// (runtime-spec runtime.md#lifecycle, step 13).
 pub fn poststop(config: &Config, record: &Record) {
-    let hooks = config.spec.hooks().as_ref().and_then(|hooks| hooks.poststop().as_deref()).unwrap_or_default();
+    let hooks = config
+        .spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststop().as_deref())
+        .unwrap_or_default();
     let state = hooks::state(record, "stopped", 0);
     for hook in hooks {
         if let Err(error) = hooks::run_all("poststop", std::slice::from_ref(hook), &state) {
@@ -55,4 +66,3 @@ pub fn poststop(config: &Config, record: &Record) {
         }
     }
 }
-

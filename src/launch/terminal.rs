@@ -21,14 +21,22 @@ pub struct Offer {
 pub fn offer(detach: bool, terminal: bool, socket: Option<&Path>) -> Result<Offer, Error> {
     match (terminal, detach, socket) {
         (true, true, None) => Err(Error::TerminalNeedsSocket),
-        (true, true, Some(path)) => Ok(Offer { for_init: Some(parent::console_socket(path)?), ours: None }),
+        (true, true, Some(path)) => Ok(Offer {
+            for_init: Some(parent::console_socket(path)?),
+            ours: None,
+        }),
         (_, _, Some(_)) => Err(Error::SocketWithoutTerminal),
         (false, _, None) => Ok(Offer::default()),
         (true, false, None) => {
-            let (ours, theirs) =
-                socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-                    .map_err(|errno| Error::Call { call: "socketpair".into(), errno })?;
-            Ok(Offer { for_init: Some(theirs), ours: Some(ours) })
+            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|errno| Error::Call {
+                    call: "socketpair".into(),
+                    errno,
+                })?;
+            Ok(Offer {
+                for_init: Some(theirs),
+                ours: Some(ours),
+            })
         }
     }
 }
@@ -41,13 +49,20 @@ impl Offer {
         };
         // Else its end would stay open here, and a missing master would be waited for.
         drop(self.for_init);
-        let failed = |errno| Error::Call { call: "recvmsg of the terminal's master".into(), errno };
+        let failed = |errno| Error::Call {
+            call: "recvmsg of the terminal's master".into(),
+            errno,
+        };
         let mut name = [0; 64];
         let mut parts = [IoSliceMut::new(&mut name)];
         let mut control = nix::cmsg_space!(RawFd);
-        let message =
-            recvmsg::<UnixAddr>(ours.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC)
-                .map_err(failed)?;
+        let message = recvmsg::<UnixAddr>(
+            ours.as_raw_fd(),
+            &mut parts,
+            Some(&mut control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )
+        .map_err(failed)?;
         for part in message.cmsgs().map_err(failed)? {
             if let ControlMessageOwned::ScmRights(fds) = part
                 && let Some(fd) = fds.first()
@@ -67,9 +82,18 @@ mod tests {
     fn a_terminal_goes_where_somebody_shows_it() {
         assert!(matches!(offer(true, true, None), Err(Error::TerminalNeedsSocket)));
         let path = Path::new("/nowhere/console.sock");
-        assert!(matches!(offer(false, true, Some(path)), Err(Error::SocketWithoutTerminal)));
-        assert!(matches!(offer(true, false, Some(path)), Err(Error::SocketWithoutTerminal)));
-        assert!(matches!(offer(true, true, Some(path)), Err(Error::Path { call: "connect", .. })));
+        assert!(matches!(
+            offer(false, true, Some(path)),
+            Err(Error::SocketWithoutTerminal)
+        ));
+        assert!(matches!(
+            offer(true, false, Some(path)),
+            Err(Error::SocketWithoutTerminal)
+        ));
+        assert!(matches!(
+            offer(true, true, Some(path)),
+            Err(Error::Path { call: "connect", .. })
+        ));
         assert!(offer(true, false, None).unwrap().for_init.is_none());
         assert!(offer(false, true, None).unwrap().for_init.is_some());
     }

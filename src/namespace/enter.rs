@@ -3,7 +3,6 @@
 use super::{Error, Kind, TimeOffset};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use rustix::thread::UnshareFlags;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
@@ -69,9 +68,9 @@ pub fn join_process_each(pid: i32, kinds: &[Kind]) -> Result<(), Error> {
 
 /// unshare(2) of one kind.
 pub fn unshare(kind: Kind) -> Result<(), Error> {
-    rustix::thread::unshare(UnshareFlags::from_bits_retain(kind.flag() as u32)).map_err(|errno| Error::Call {
+    nix::sched::unshare(CloneFlags::from_bits_retain(kind.flag() as i32)).map_err(|errno| Error::Call {
         call: format!("unshare({kind:?})"),
-        errno: Errno::from_raw(errno.raw_os_error()),
+        errno,
     })
 }
 

@@ -82,10 +82,19 @@ pub enum Error {
 /// Resolves `config` for this host.
 pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Plan, Error> {
     let spec = &config.spec;
-    let linux = spec.linux().as_ref().ok_or(Error::Missing("linux property must not be empty"))?;
-    let process = spec.process().as_ref().ok_or(Error::Missing("process property must not be empty"))?;
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or(Error::Missing("linux property must not be empty"))?;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or(Error::Missing("process property must not be empty"))?;
     let annotations = spec.annotations().clone().unwrap_or_default();
-    let options = process::Options { no_new_keyring: request.no_new_keyring, exec: false };
+    let options = process::Options {
+        no_new_keyring: request.no_new_keyring,
+        exec: false,
+    };
     let mut process = process::plan(process, spec, request.id, options)?;
     if request.listen_fds > 0 {
         process.guest.env.push(format!("LISTEN_FDS={}", request.listen_fds));
@@ -98,7 +107,14 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         bundle: request.bundle.into(),
         hull: recognise::hull(&annotations, request.program, program)?,
         namespaces: namespace::plan(spec)?,
-        rootfs: rootfs::plan(spec, request.bundle, host, rootfs::Options { no_pivot: request.no_pivot })?,
+        rootfs: rootfs::plan(
+            spec,
+            request.bundle,
+            host,
+            rootfs::Options {
+                no_pivot: request.no_pivot,
+            },
+        )?,
         cgroup: cgroup::plan(spec, request.id, request.driver, host)?,
         seccomp: linux.seccomp().clone(),
         hooks: spec.hooks().clone().unwrap_or_default(),
@@ -112,6 +128,11 @@ impl Plan {
     /// once it is in its cgroup; the time namespace only by a process in the middle.
     pub fn cloned_namespaces(&self) -> Vec<Kind> {
         let later = |kind: &&Kind| matches!(kind, Kind::Cgroup | Kind::Time);
-        self.namespaces.new.iter().filter(|kind| !later(kind)).copied().collect()
+        self.namespaces
+            .new
+            .iter()
+            .filter(|kind| !later(kind))
+            .copied()
+            .collect()
     }
 }

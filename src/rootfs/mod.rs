@@ -13,6 +13,13 @@ use std::path::Path;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {}
 
+impl Plan {
+    /// The root file system's directory on the host, absolute.
+    pub fn root(&self) -> &Path {
+        todo!()
+    }
+}
+
 /// What the command line says about the file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {

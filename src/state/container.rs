@@ -58,9 +58,14 @@ impl Reservation {
         let path = || self.dir.join(START_SOCKET);
         let failed = |call| move |errno: Errno| Error::file(call, &path())(errno.into());
         let dir = open_dir(&self.dir).map_err(Error::file("open", &self.dir))?;
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
-        start_address(&dir).and_then(|address| bind(fd.as_raw_fd(), &address)).map_err(failed("bind"))?;
-        Backlog::new(16).and_then(|backlog| listen(&fd, backlog)).map_err(failed("listen"))?;
+        let fd =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
+        start_address(&dir)
+            .and_then(|address| bind(fd.as_raw_fd(), &address))
+            .map_err(failed("bind"))?;
+        Backlog::new(16)
+            .and_then(|backlog| listen(&fd, backlog))
+            .map_err(failed("listen"))?;
         Ok(fd)
     }
 
@@ -191,7 +196,12 @@ impl Container {
     /// Connects to init's start socket. The path goes through a descriptor of the directory: a `--root` may be longer than
     /// the 108 bytes of a socket address (unix(7)).
     pub fn connect_start(&self, flags: SockFlag) -> Result<OwnedFd, Errno> {
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | flags, None)?;
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC | flags,
+            None,
+        )?;
         connect(fd.as_raw_fd(), &start_address(&self.file)?)?;
         Ok(fd)
     }
@@ -204,7 +214,11 @@ impl Container {
             Err(_) => return Err(Error::NotRunning),
         };
         // Read after the descriptor is open: whatever happens to the pid now, the descriptor is of the right process.
-        if self.alive() { Ok(pidfd) } else { Err(Error::NotRunning) }
+        if self.alive() {
+            Ok(pidfd)
+        } else {
+            Err(Error::NotRunning)
+        }
     }
 
     /// The stored configuration.

@@ -36,5 +36,12 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attrib
 
 /// Makes one mount read-only.
 pub fn set_read_only(mount: BorrowedFd<'_>) -> Result<()> {
-    mount_setattr(mount, false, &Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() })
+    mount_setattr(
+        mount,
+        false,
+        &Attributes {
+            set: libc::MOUNT_ATTR_RDONLY,
+            ..Attributes::default()
+        },
+    )
 }

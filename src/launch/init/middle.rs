@@ -11,7 +11,11 @@ use std::os::fd::AsFd;
 
 /// Returns in the container's init; the process in the middle itself ends here.
 pub fn run(middle: &Middle, handover: &Handover, report: &mut Report) -> Result<(), Error> {
-    if let Some(join) = handover.join_process.as_ref().filter(|join| !join.middle_kinds.is_empty()) {
+    if let Some(join) = handover
+        .join_process
+        .as_ref()
+        .filter(|join| !join.middle_kinds.is_empty())
+    {
         match join.pidfd {
             Some(fd) => {
                 // A second one: the container's init takes the first.
@@ -46,11 +50,23 @@ pub fn run(middle: &Middle, handover: &Handover, report: &mut Report) -> Result<
 fn make_init(middle: &Middle, handover: &Handover, report: &mut Report) -> Result<(), Error> {
     let into = middle.into_cgroup.map(inherit).transpose()?;
     let fallback = middle.into_fallback.map(inherit).transpose()?;
-    let files = handover.enter_cgroup.iter().map(|fd| inherit(*fd)).collect::<Result<Vec<_>, _>>()?;
-    let flags = middle.new.iter().fold(libc::CLONE_PARENT as u64, |flags, kind| flags | kind.flag());
-    let what = Clone { flags, into_cgroup: into.as_ref().map(AsFd::as_fd) };
-    let side = proa_sys::clone::clone(&what)
-        .map_err(|errno| spawn::Error::Clone { namespaces: middle.new.clone(), errno })?;
+    let files = handover
+        .enter_cgroup
+        .iter()
+        .map(|fd| inherit(*fd))
+        .collect::<Result<Vec<_>, _>>()?;
+    let flags = middle
+        .new
+        .iter()
+        .fold(libc::CLONE_PARENT as u64, |flags, kind| flags | kind.flag());
+    let what = Clone {
+        flags,
+        into_cgroup: into.as_ref().map(AsFd::as_fd),
+    };
+    let side = proa_sys::clone::clone(&what).map_err(|errno| spawn::Error::Clone {
+        namespaces: middle.new.clone(),
+        errno,
+    })?;
     let in_cgroup = match side {
         Side::Parent(child) => {
             report.child(child.pid)?;

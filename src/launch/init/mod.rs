@@ -6,7 +6,7 @@ mod middle;
 mod report;
 mod terminal;
 
-use super::channel::{self, Channel, Message};
+use super::channel::{self, Channel};
 use super::handover::{self, Handover};
 use super::{hooks, spawn};
 use crate::namespace::{self, Kind, enter};
@@ -64,7 +64,10 @@ pub enum Error {
 }
 
 fn failed(call: impl Into<String>) -> impl FnOnce(Errno) -> Error {
-    move |errno| Error::Call { call: call.into(), errno }
+    move |errno| Error::Call {
+        call: call.into(),
+        errno,
+    }
 }
 
 /// The main function of the init image; `arguments` are those after `init`. Returns only if something failed, which the
@@ -73,7 +76,10 @@ pub fn main(arguments: &[OsString], handler: &mut dyn Handler) -> ExitCode {
     // First of all: from now on nobody in the container, whose pid namespace this process may share already, can look into
     // this process's memory or descriptors (CVE-2016-9962).
     let dumpable = nix::sys::prctl::set_dumpable(false).map_err(failed("prctl(PR_SET_DUMPABLE, 0)"));
-    let numbers = arguments.iter().map(|one| one.to_str()?.parse().ok()).collect::<Option<Vec<RawFd>>>();
+    let numbers = arguments
+        .iter()
+        .map(|one| one.to_str()?.parse().ok())
+        .collect::<Option<Vec<RawFd>>>();
     let Some([channel, plan]) = numbers.as_deref() else {
         eprintln!("{}", Error::Arguments(arguments.to_vec()));
         return ExitCode::FAILURE;
@@ -100,9 +106,9 @@ fn inherit(fd: RawFd) -> Result<OwnedFd, Error> {
 fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<Infallible, Error> {
     // Everything that was inherited is for init alone; what the program inherits is chosen at the end.
     proa_sys::fd::close_on_exec_from(3).map_err(failed("close_range(3, CLOSE_RANGE_CLOEXEC)"))?;
-    let (mut handover, instructions) = Handover::read(inherit(plan)?)?;
-    let filter = handover.filter.map(|facts| Filter {
-        program: proa_seccomp::Program { instructions, flags: facts.flags, notify: facts.notify },
+    let (mut handover, program) = Handover::read(inherit(plan)?)?;
+    let filter = program.map(|program| Filter {
+        program,
         listener: None,
     });
     if let Some(middle) = handover.middle.take() {
@@ -131,12 +137,12 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
 }
 
 /// The namespaces and the file system: after this, the process's root is the container's.
-fn enter_sandbox(
-    handover: &Handover,
-    handler: &mut dyn Handler,
-    report: &Report,
-) -> Result<(), Error> {
-    for join in handover.join.iter().filter(|join| !matches!(join.kind, Kind::User | Kind::Pid)) {
+fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report) -> Result<(), Error> {
+    for join in handover
+        .join
+        .iter()
+        .filter(|join| !matches!(join.kind, Kind::User | Kind::Pid))
+    {
         enter::join(join.kind, inherit(join.fd)?.as_fd())?;
     }
     if handover.new_cgroup_namespace {
@@ -171,8 +177,12 @@ fn enter_running(handover: &Handover, handler: &mut dyn Handler, console: Option
     };
     // The module and the engine are opened while the host's files are in sight.
     let root = format!("/proc/{}/root", join.pid);
-    let root = rustix::fs::open(&root, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())
-        .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
+    let root = rustix::fs::open(
+        &root,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
     handler.prepare(&handover.process.guest, root.as_fd())?;
     match join.pidfd {
         Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds)?,

@@ -20,7 +20,11 @@ impl Report {
     }
 
     pub fn wait_go(&self) -> Result<(), Error> {
-        if self.channel()?.wait_go()? { Ok(()) } else { Err(Error::Orphaned) }
+        if self.channel()?.wait_go()? {
+            Ok(())
+        } else {
+            Err(Error::Orphaned)
+        }
     }
 
     pub fn need_maps(&self) -> Result<(), Error> {
@@ -61,7 +65,8 @@ impl Report {
         self.0 = None;
         let socket = inherit(socket)?;
         loop {
-            let connection = accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(failed("accept4(start.sock)"))?;
+            let connection =
+                accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(failed("accept4(start.sock)"))?;
             let connection = Channel::from(inherit(connection)?);
             // A connection without a word is a question after the container's status; the fact that it succeeded is the
             // answer.
@@ -80,10 +85,12 @@ impl Report {
 
     /// The last word.
     pub fn failed(&self, error: &Error) {
-        let told = self.0.as_ref().is_some_and(|channel| channel.send(&Message::Failed(error.to_string())).is_ok());
+        let told = self
+            .0
+            .as_ref()
+            .is_some_and(|channel| channel.send(&Message::Failed(error.to_string())).is_ok());
         if !told {
             eprintln!("proa: {error}");
         }
     }
 }
-

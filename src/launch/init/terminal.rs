@@ -12,7 +12,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// already), and sends the master over `socket`, as runc does: one message, the terminal's name with the descriptor.
 pub fn attach(console: Console, socket: &OwnedFd, size: Option<(u16, u16)>) -> Result<(), Error> {
     if let Some((rows, columns)) = size {
-        let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
         rustix::termios::tcsetwinsize(&console.slave, size)
             .map_err(|errno| failed(format!("ioctl(TIOCSWINSZ, {rows}x{columns})"))(raw(errno)))?;
     }
