@@ -21,7 +21,6 @@ use crate::process::{self, Filter};
 use crate::rootfs;
 use crate::state::{Record, Reservation, Store};
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
 use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
