@@ -269,12 +269,6 @@ pub fn plan(spec: &Spec) -> Result<Plan, Error> {
             "unable to set domainname without a private UTS namespace",
         ));
     }
-    if !plan.has(Kind::Mount) {
-        return Err(field(
-            "linux.namespaces",
-            "a mount namespace is missing: proa would change the host's mounts",
-        ));
-    }
     Ok(plan)
 }
 
