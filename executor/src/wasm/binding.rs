@@ -111,9 +111,10 @@ pub enum End {
 impl Library {
     /// Loads `name`, a path or a bare name that the dynamic loader looks for.
     pub fn load(name: &CStr) -> Result<Self, LoadError> {
+        // Lazily bound: of the thousands of functions that the engine's LLVM offers, interpreting calls next to none.
         // SAFETY: the name ends with a zero byte. The library's initialisers are run: it is the engine that the
         // installation trusts, found before anything of the container could change what is found.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
         if handle.is_null() {
             return Err(LoadError::Load(last_error()));
         }

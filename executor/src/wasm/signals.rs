@@ -7,13 +7,15 @@
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// Those whose default is to end a process and that somebody sends on purpose.
-const ENDING: [Signal; 7] = [
+/// Those whose default is to end a process and that somebody sends on purpose; and `SIGABRT`, with which the C++ library
+/// ends the engine when there is no memory.
+const ENDING: [Signal; 8] = [
     Signal::SIGHUP,
     Signal::SIGINT,
     Signal::SIGQUIT,
     Signal::SIGUSR1,
     Signal::SIGUSR2,
+    Signal::SIGABRT,
     Signal::SIGALRM,
     Signal::SIGTERM,
 ];
