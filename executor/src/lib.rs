@@ -7,6 +7,7 @@
 pub mod locate;
 pub mod native;
 pub mod recognise;
+pub mod wasm;
 
 use serde::{Deserialize, Serialize};
 use std::os::fd::BorrowedFd;
@@ -67,4 +68,35 @@ pub enum Error {
         /// e.g. `executable file not found in $PATH`, `permission denied`.
         cause: String,
     },
+    /// execve(2) failed. Worded as runc words it.
+    #[error("exec {path}: {cause}")]
+    Exec {
+        /// The program as it was found.
+        path: String,
+        /// The errno's text.
+        cause: String,
+    },
+    /// A string that can't be handed to the kernel or to the engine.
+    #[error("{field}[{index}] contains a NUL byte")]
+    Nul {
+        /// The field of config.json.
+        field: &'static str,
+        /// Its index.
+        index: usize,
+    },
+    /// The container asks for something that proa hasn't got.
+    #[error(transparent)]
+    Recognise(#[from] recognise::Error),
+    /// The WebAssembly module can't be executed.
+    #[error("wasm module {path}: {cause}")]
+    Module {
+        /// As given in `process.args[0]`.
+        path: String,
+        /// Why.
+        cause: wasm::Refusal,
+    },
+    /// There is no usable engine.
+    #[cfg(feature = "engine")]
+    #[error(transparent)]
+    Engine(#[from] wasm::EngineError),
 }
