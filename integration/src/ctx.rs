@@ -144,7 +144,7 @@ impl Ctx {
     }
 
     /// Runs a shell script in a fresh bundle that `change` has edited, to success; its stdout.
-    pub fn shell(&self, script: &str, change: impl FnOnce(&Bundle)) -> String {
+    pub fn shell(&self, script: &str, change: impl FnOnce(&Bundle) -> &Bundle) -> String {
         let bundle = self.bundle();
         bundle.sh(script);
         change(&bundle);

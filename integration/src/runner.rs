@@ -162,7 +162,10 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
 fn one(mut stage: Command, limit: Duration) -> Result<(), Failed> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let tag = format!("pt{}-{}x", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-    stage.env(vars::TAG, &tag).stdin(Stdio::null());
+    stage
+        .env(vars::TAG, &tag)
+        .env("RUST_BACKTRACE", "0")
+        .stdin(Stdio::null());
     let verbose = std::env::var_os(vars::VERBOSE).is_some();
     let (mut reader, writer) = std::io::pipe()?;
     if !verbose {
