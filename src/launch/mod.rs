@@ -92,3 +92,9 @@ pub fn exec(store: &Store, config: &Config, options: &ExecOptions) -> Result<u8,
     let _ = (store, config, options);
     todo!()
 }
+
+/// Runs the poststop hooks of a container that has been deleted.
+pub fn delete_hooks(record: &crate::state::Record, config: &Config) -> Result<(), Error> {
+    let _ = (record, config);
+    todo!()
+}

@@ -179,19 +179,12 @@ impl Container {
 
     /// Connects to init's start socket. The path goes through a descriptor of the directory: a `--root` may be longer than
     /// the 108 bytes of a socket address (unix(7)).
-    pub fn connect_start(&self) -> Result<OwnedFd, Errno> {
-        let path = format!("/proc/self/fd/{}/{START_SOCKET}", self.file.as_raw_fd());
+    fn connect_start(&self) -> Result<OwnedFd, Errno> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        // Sequenced packets or a stream: whichever init chose, the other gives EPROTOTYPE.
-        for kind in [SockType::Stream, SockType::SeqPacket] {
-            let fd = socket(AddressFamily::Unix, kind, flags, None)?;
-            match connect(fd.as_raw_fd(), &UnixAddr::new(path.as_str())?) {
-                Ok(()) => return Ok(fd),
-                Err(Errno::EPROTOTYPE) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Err(Errno::EPROTOTYPE)
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        let path = format!("/proc/self/fd/{}/{START_SOCKET}", self.file.as_raw_fd());
+        connect(fd.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+        Ok(fd)
     }
 
     /// The stored configuration.
@@ -397,7 +390,7 @@ fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
 mod tests {
     use super::super::Store;
     use super::*;
-    use std::os::unix::net::UnixListener;
+    use nix::sys::socket::{Backlog, bind, listen};
 
     struct Dir(PathBuf);
 
@@ -484,8 +477,13 @@ mod tests {
         let container = store.open("c1").unwrap();
         assert!(!container.waits());
         let fd = open_dir(&container_dir).unwrap();
-        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{START_SOCKET}", fd.as_raw_fd())).unwrap();
-        assert!(container.waits());
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        let path = format!("/proc/self/fd/{}/{START_SOCKET}", fd.as_raw_fd());
+        bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str()).unwrap()).unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        for _ in 0..5 {
+            assert!(container.waits(), "also with a full backlog");
+        }
         drop(listener);
         assert!(!container.waits(), "the file is there, nobody listens");
     }
