@@ -151,6 +151,18 @@ pub fn plan(spec: &Spec, bundle: &Path, host: &Host, options: Options) -> Result
     plan::build(spec, bundle, root, host, options, procfs::is_own_net)
 }
 
+impl Plan {
+    /// The root file system's directory on the host, absolute and free of symbolic links.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+/// `exec --tty`: allocates a pseudo-terminal in the devpts of the container that this process has joined.
+pub fn console_of_running() -> Result<Console, Error> {
+    console::open(&Root::new(resolve::open_dir(Path::new("/"))?), false)
+}
+
 /// Sets the root's propagation, makes the root file system a mount point, makes every mount, device node and default
 /// symlink below it.
 pub fn mount_all(plan: &Plan) -> Result<Mounted<'_>, Error> {

@@ -3,7 +3,7 @@
 use crate::{Errno, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// `MOUNT_ATTR_IDMAP`: the mount shows the owners of its files through a user namespace (Linux 5.12).
 pub const MOUNT_ATTR_IDMAP: u64 = libc::MOUNT_ATTR_IDMAP;
@@ -45,13 +45,10 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attrib
     Errno::result(result).map(drop)
 }
 
-/// Takes over the descriptor `fd`, which this process inherited under a number that it was told. Fails with `EBADF` if
-/// it is not open. The caller vouches that nothing else in the process owns it.
-pub fn inherited(fd: RawFd) -> Result<OwnedFd> {
-    // SAFETY: F_GETFD takes no argument and touches no memory.
-    Errno::result(unsafe { libc::fcntl(fd, libc::F_GETFD) })?;
-    // SAFETY: the descriptor is open, and by this function's contract it has no other owner.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// Makes one mount read-only.
+pub fn set_read_only(mount: BorrowedFd<'_>) -> Result<()> {
+    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+    mount_setattr(mount, false, &attributes)
 }
 
 /// Makes a user namespace with the given contents of `uid_map` and `gid_map` (user_namespaces(7)) and returns a
