@@ -14,6 +14,7 @@ pub mod config;
 pub mod host;
 pub mod launch;
 pub mod logging;
+pub mod namespace;
 pub mod plan;
 pub mod process;
 pub mod rootfs;

@@ -30,11 +30,7 @@ fn remove(locked: Locked) -> Result<(), Error> {
     let config = locked.config();
     locked.destroy()?;
     match config {
-        Ok(config) => {
-            if let Err(error) = launch::delete_hooks(&record, &config) {
-                tracing::warn!("{error}");
-            }
-        }
+        Ok(config) => launch::poststop(&config, &record),
         // A create that was killed before the configuration was stored had no hooks to run.
         Err(_) if record.pid == 0 => {}
         Err(error) => tracing::warn!("poststop hooks of {} are skipped: {error}", record.id),

@@ -6,7 +6,7 @@ use crate::config::Config;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -51,6 +51,22 @@ impl Reservation {
     /// if this process is killed), and once it waits for `start`.
     pub fn save(&self, record: &Record) -> Result<(), Error> {
         save_record(&self.dir, record)
+    }
+
+    /// Makes the socket on which init will listen for `start`, for init to inherit.
+    pub fn listen_start(&self) -> Result<OwnedFd, Error> {
+        let path = || self.dir.join(START_SOCKET);
+        let failed = |call| move |errno: Errno| Error::file(call, &path())(errno.into());
+        let dir = open_dir(&self.dir).map_err(Error::file("open", &self.dir))?;
+        let fd =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
+        start_address(&dir)
+            .and_then(|address| bind(fd.as_raw_fd(), &address))
+            .map_err(failed("bind"))?;
+        Backlog::new(16)
+            .and_then(|backlog| listen(&fd, backlog))
+            .map_err(failed("listen"))?;
+        Ok(fd)
     }
 
     /// Keeps the directory and releases the lock.
@@ -174,17 +190,35 @@ impl Container {
     /// Whether init still listens for `start`.
     fn waits(&self) -> bool {
         // A full backlog (init is stopped or slow) is someone who listens.
-        matches!(self.connect_start(), Ok(_) | Err(Errno::EAGAIN))
+        matches!(self.connect_start(SockFlag::SOCK_NONBLOCK), Ok(_) | Err(Errno::EAGAIN))
     }
 
     /// Connects to init's start socket. The path goes through a descriptor of the directory: a `--root` may be longer than
     /// the 108 bytes of a socket address (unix(7)).
-    fn connect_start(&self) -> Result<OwnedFd, Errno> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-        let path = format!("/proc/self/fd/{}/{START_SOCKET}", self.file.as_raw_fd());
-        connect(fd.as_raw_fd(), &UnixAddr::new(path.as_str())?)?;
+    pub fn connect_start(&self, flags: SockFlag) -> Result<OwnedFd, Errno> {
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC | flags,
+            None,
+        )?;
+        connect(fd.as_raw_fd(), &start_address(&self.file)?)?;
         Ok(fd)
+    }
+
+    /// A pidfd of init, known to be of that very process; `None` on a kernel before 5.3.
+    pub fn pidfd(&self) -> Result<Option<OwnedFd>, Error> {
+        let pidfd = match process::pidfd(self.record.pid) {
+            Ok(pidfd) => Some(pidfd),
+            Err(Errno::ENOSYS) => None,
+            Err(_) => return Err(Error::NotRunning),
+        };
+        // Read after the descriptor is open: whatever happens to the pid now, the descriptor is of the right process.
+        if self.alive() {
+            Ok(pidfd)
+        } else {
+            Err(Error::NotRunning)
+        }
     }
 
     /// The stored configuration.
@@ -321,6 +355,10 @@ pub(super) fn remove_debris(dir: &Path, id: &str) -> Result<bool, Error> {
     Ok(true)
 }
 
+fn start_address(dir: &File) -> Result<UnixAddr, Errno> {
+    UnixAddr::new(format!("/proc/self/fd/{}/{START_SOCKET}", dir.as_raw_fd()).as_str())
+}
+
 fn open_dir(dir: &Path) -> std::io::Result<File> {
     File::options()
         .read(true)
@@ -390,7 +428,6 @@ fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
 mod tests {
     use super::super::Store;
     use super::*;
-    use nix::sys::socket::{Backlog, bind, listen};
 
     struct Dir(PathBuf);
 
@@ -472,18 +509,10 @@ mod tests {
         let store = Store::new(&dir.0);
         let reservation = store.reserve("c1").unwrap();
         reservation.save(&record("c1", i32::MAX, 1)).unwrap();
-        let container_dir = reservation.dir().to_path_buf();
-        reservation.commit();
         let container = store.open("c1").unwrap();
         assert!(!container.waits());
-        let fd = open_dir(&container_dir).unwrap();
-        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-        let path = format!("/proc/self/fd/{}/{START_SOCKET}", fd.as_raw_fd());
-        bind(listener.as_raw_fd(), &UnixAddr::new(path.as_str()).unwrap()).unwrap();
-        listen(&listener, Backlog::new(1).unwrap()).unwrap();
-        for _ in 0..5 {
-            assert!(container.waits(), "also with a full backlog");
-        }
+        let listener = reservation.listen_start().unwrap();
+        assert!(container.waits());
         drop(listener);
         assert!(!container.waits(), "the file is there, nobody listens");
     }

@@ -1,0 +1,68 @@
+//! `start`: tells a waiting init to execute the program, and learns how that went.
+
+use super::channel::{Channel, Message};
+use super::parent::Listener;
+use super::{Error, hooks, parent};
+use crate::config::Config;
+use crate::state::{Action, Record, Store};
+use nix::sys::socket::SockFlag;
+
+/// Starts the created container `id`.
+pub fn start(store: &Store, id: &str) -> Result<(), Error> {
+    let container = store.open(id)?.lock()?;
+    container.require(Action::Start)?;
+    let config = container.config()?;
+    let path = || container.dir().join(crate::state::START_SOCKET);
+    let socket = container
+        .connect_start(SockFlag::empty())
+        .map_err(|errno| Error::path("connect", path())(errno.into()))?;
+    let channel = Channel::from(socket);
+    channel.send(&Message::Start)?;
+    parent::expect(&channel, |message| matches!(message, Message::Starting))?;
+    until_running(&channel, &container.record, parent::listener(&config).as_ref())?;
+    poststart(&config, &container.record)?;
+    // Nobody listens there any more: later status checks need not even try.
+    std::fs::remove_file(path()).map_err(Error::path("unlink", path()))
+}
+
+/// Waits until init has executed the program, or says why it can't.
+pub fn until_running(channel: &Channel, record: &Record, listener: Option<&Listener>) -> Result<(), Error> {
+    while let Some(message) = channel.receive()? {
+        parent::serve(channel, message, record, listener, "created")?;
+    }
+    Ok(())
+}
+
+/// The `poststart` hooks. As with runc, the container is killed if one fails.
+pub fn poststart(config: &Config, record: &Record) -> Result<(), Error> {
+    let Some(hooks) = config
+        .spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststart().as_deref())
+    else {
+        return Ok(());
+    };
+    let ran = hooks::run_all("poststart", hooks, &hooks::state(record, "running", record.pid));
+    if ran.is_err() {
+        crate::state::process::signal(record.pid, record.start_time, nix::libc::SIGKILL)?;
+    }
+    Ok(ran?)
+}
+
+/// The `poststop` hooks, after a container was deleted. A failing one is logged, and the others still run
+/// (runtime-spec runtime.md#lifecycle, step 13).
+pub fn poststop(config: &Config, record: &Record) {
+    let hooks = config
+        .spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststop().as_deref())
+        .unwrap_or_default();
+    let state = hooks::state(record, "stopped", 0);
+    for hook in hooks {
+        if let Err(error) = hooks::run_all("poststop", std::slice::from_ref(hook), &state) {
+            tracing::warn!("{error}");
+        }
+    }
+}
