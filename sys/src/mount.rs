@@ -47,7 +47,10 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attrib
 
 /// Makes one mount read-only.
 pub fn set_read_only(mount: BorrowedFd<'_>) -> Result<()> {
-    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+    let attributes = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY,
+        ..Attributes::default()
+    };
     mount_setattr(mount, false, &attributes)
 }
 
