@@ -31,6 +31,8 @@ use crate::state::Store;
 use crate::{config, host, launch, logging};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
+use proa_executor::native::NativeHandler;
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
 use std::process::ExitCode;
@@ -159,7 +161,12 @@ struct Globals {
 
 /// Parses the command line, runs the verb, and maps its result to an exit status.
 pub fn main() -> ExitCode {
-    let mut args = std::env::args_os();
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    // The hidden verb: this very executable as the container's init. It comes before everything that costs time.
+    if typed.get(1).is_some_and(|verb| verb == "init") {
+        return launch::init::main(&typed[2..], &mut NativeHandler::new());
+    }
+    let mut args = typed.into_iter();
     let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
     let args: Result<Vec<String>, Error> = args
         .enumerate()

@@ -136,17 +136,22 @@ pub(super) fn mount_new(
     }
 }
 
-/// Changes the attributes of the mount whose root `tree` is.
+/// Changes the attributes of the attached mount whose root `tree` is.
 pub(super) fn change(tree: BorrowedFd<'_>, change: Change) -> Result<(), Errno> {
+    match change_new(tree, change) {
+        Err(Errno::ENOSYS) if !change.recursive => change_classic(tree, change),
+        other => other,
+    }
+}
+
+/// Changes the attributes of a mount, attached or not (Linux 5.12).
+pub(super) fn change_new(tree: BorrowedFd<'_>, change: Change) -> Result<(), Errno> {
     let attributes = Attributes {
         set: change.set.into(),
         clear: change.clear.into(),
         ..Attributes::default()
     };
-    match mount_setattr(tree, change.recursive, &attributes) {
-        Err(Errno::ENOSYS) if !change.recursive => change_classic(tree, change),
-        other => other,
-    }
+    mount_setattr(tree, change.recursive, &attributes)
 }
 
 /// Before Linux 5.12. A remount replaces all flags, so those that the mount has are read first.

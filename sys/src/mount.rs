@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// `MOUNT_ATTR_IDMAP`: the mount shows the owners of its files through a user namespace (Linux 5.12).
-pub const MOUNT_ATTR_IDMAP: u64 = libc::MOUNT_ATTR_IDMAP as u64;
+pub const MOUNT_ATTR_IDMAP: u64 = libc::MOUNT_ATTR_IDMAP;
 
 /// What mount_setattr(2) changes on a mount.
 #[derive(Clone, Copy, Debug, Default)]
