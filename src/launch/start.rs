@@ -4,12 +4,15 @@ use super::channel::{Channel, Message};
 use super::parent::Listener;
 use super::{Error, hooks, parent};
 use crate::config::Config;
-use crate::state::{Action, Record, Store};
+use crate::state::{Action, Record, Refused, Store};
 use nix::sys::socket::SockFlag;
 
 /// Starts the created container `id`.
+///
+/// No lock is taken, so that a container whose `startContainer` hook hangs can be deleted: init accepts one start, and of
+/// two who try at once the second is refused.
 pub fn start(store: &Store, id: &str) -> Result<(), Error> {
-    let container = store.open(id)?.lock()?;
+    let container = store.open(id)?;
     container.require(Action::Start)?;
     let config = container.config()?;
     let path = || container.dir().join(crate::state::START_SOCKET);
@@ -18,7 +21,13 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         .map_err(|errno| Error::path("connect", path())(errno.into()))?;
     let channel = Channel::from(socket);
     channel.send(&Message::Start)?;
-    parent::expect(&channel, |message| matches!(message, Message::Starting))?;
+    match channel.receive()? {
+        Some(Message::Starting) => {}
+        Some(Message::Failed(text)) => return Err(Error::Init(text)),
+        Some(other) => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
+        // Whoever came first was served, and init listens no more.
+        None => return Err(crate::state::Error::Refused(Refused::StartRunning).into()),
+    }
     until_running(&channel, &container.record, parent::listener(&config).as_ref())?;
     poststart(&config, &container.record)?;
     // Nobody listens there any more: later status checks need not even try.
