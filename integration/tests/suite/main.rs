@@ -1,5 +1,7 @@
 //! The behaviour of an OCI runtime, by capability; see `proa_integration` for the harness.
 
+mod bad_input;
+mod cgroups;
 mod exec;
 mod fds;
 mod hooks;
@@ -7,6 +9,7 @@ mod lifecycle;
 mod mounts;
 mod namespaces;
 mod process;
+mod security;
 mod terminal;
 
 fn main() -> std::process::ExitCode {
@@ -19,6 +22,9 @@ fn main() -> std::process::ExitCode {
         terminal::tests(),
         fds::tests(),
         exec::tests(),
+        cgroups::tests(),
+        bad_input::tests(),
+        security::tests(),
     ];
     proa_integration::main(all.into_iter().flatten().collect())
 }
