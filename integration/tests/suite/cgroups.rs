@@ -49,7 +49,8 @@ tests! {
     events_repeats_at_the_interval .views(V1);
     events_reports_oom .views(V1).not_for(&[(Kind::Crun, "has no events")]);
     kill_all_works_in_a_shared_pid_namespace;
-    processes_of_a_shared_pid_namespace_die_at_delete;
+    processes_of_a_shared_pid_namespace_die_at_delete .views(V1);
+    v2_processes_of_a_shared_pid_namespace_die_at_delete .views(V2).not_for(&[(Kind::Runc, "1.1 leaves them")]);
     exec_processes_are_counted;
     a_cgroup_in_use_by_others_is_not_emptied;
     a_cgroup_that_cannot_be_made_is_refused .once();
@@ -511,6 +512,10 @@ fn processes_of_a_shared_pid_namespace_die_at_delete(ctx: &Ctx) {
     container.verb(&["delete", "--force"]).ok();
     container.forget();
     assert!(procs(&container).is_empty());
+}
+
+fn v2_processes_of_a_shared_pid_namespace_die_at_delete(ctx: &Ctx) {
+    processes_of_a_shared_pid_namespace_die_at_delete(ctx);
 }
 
 fn exec_processes_are_counted(ctx: &Ctx) {

@@ -4,16 +4,22 @@ mod bad_input;
 mod cgroups;
 mod exec;
 mod fds;
+mod harness;
 mod hooks;
 mod lifecycle;
 mod mounts;
 mod namespaces;
 mod process;
+mod rootless;
 mod security;
 mod terminal;
 
 fn main() -> std::process::ExitCode {
+    if std::env::var_os(harness::FAULTY).is_some() {
+        return proa_integration::main(harness::faulty());
+    }
     let all = [
+        harness::tests(),
         lifecycle::tests(),
         namespaces::tests(),
         mounts::tests(),
@@ -23,6 +29,7 @@ fn main() -> std::process::ExitCode {
         fds::tests(),
         exec::tests(),
         cgroups::tests(),
+        rootless::tests(),
         bad_input::tests(),
         security::tests(),
     ];
