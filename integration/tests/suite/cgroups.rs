@@ -440,10 +440,11 @@ fn sample(container: &Container) -> Value {
 }
 
 fn events_stats_shows_one_sample(ctx: &Ctx) {
-    let data = sample(&limited(
-        ctx,
-        json!({"memory": {"limit": 33_554_432}, "pids": {"limit": 30}}),
-    ));
+    let container = limited(ctx, json!({"memory": {"limit": 33_554_432}, "pids": {"limit": 30}}));
+    // Until the program is executed, the threads of the runtime's init count as well.
+    let data = eventually("one process", || {
+        Some(sample(&container)).filter(|d| d["pids"]["current"] == 1)
+    });
     assert!(data["memory"]["usage"]["usage"].as_u64().unwrap() > 0, "{data}");
     assert_eq!(data["memory"]["usage"]["limit"], 33_554_432, "{data}");
     assert_eq!(data["pids"]["current"], 1, "{data}");

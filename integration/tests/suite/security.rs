@@ -20,7 +20,7 @@ tests! {
     dev_console_symlink_does_not_reach_the_host .once();
     dev_pts_symlink_does_not_reach_the_host .once();
     init_cannot_be_traced_before_it_is_confined .once();
-    a_symlink_swapped_in_while_mounting_does_not_escape .once();
+    a_symlink_swapped_in_while_mounting_does_not_escape .once().not_for(&[(Kind::Runc, "CVE-2024-45310")]);
     the_initial_environment_of_init_shows_no_secret_of_the_caller .once();
     devices_of_the_host_are_out_of_reach;
     userns_container_cannot_touch_root_files .once();
@@ -95,8 +95,8 @@ fn the_working_directory_is_no_leaked_descriptor(ctx: &Ctx) {
         let bundle = ctx.bundle();
         bundle
             .set("/process/cwd", json!(format!("/proc/self/fd/{fd}")))
-            .sh("pwd; ls -d ../../../../../../../../proa-host-mark");
-        fs::write("/dev/proa-host-mark", "").unwrap();
+            .sh("pwd");
+
         let out = ctx.run(&bundle);
         assert_ne!(out.code, 0, "cwd /proc/self/fd/{fd} was entered: {out:?}");
     }
@@ -252,7 +252,9 @@ fn a_symlink_swapped_in_while_mounting_does_not_escape(ctx: &Ctx) {
     let source = ctx.mkdir("source");
     fs::write(source.join("payload"), "").unwrap();
     fs::create_dir(shared.join("a")).unwrap();
-    symlink("/", shared.join("b")).unwrap();
+    // On the host, this path is the test's own directory; in the container there is none.
+    let outside = ctx.mkdir("outside");
+    symlink(&outside, shared.join("b")).unwrap();
     let swapper = ctx.bundle();
     swapper
         .bind(&shared, "/vol", &["bind"])
@@ -266,7 +268,10 @@ fn a_symlink_swapped_in_while_mounting_does_not_escape(ctx: &Ctx) {
             .bind(&shared, "/vol", &["bind"])
             .bind(&source, "/vol/a/proa-swap", &["bind"]);
         ctx.run(&bundle);
-        assert!(!fs::exists("/proa-swap").unwrap(), "a mount point was made on the host");
+        assert!(
+            fs::read_dir(&outside).unwrap().next().is_none(),
+            "a mount point was made on the host"
+        );
     }
     drop(attacker);
     assert_eq!(proa_integration::host::mounts(), before);
