@@ -49,8 +49,14 @@ impl Config {
 
     /// Reads the configuration at `path`.
     pub fn load_file(path: &Path) -> Result<Self, Error> {
-        let raw = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
-        let spec = serde_json::from_slice(&raw).map_err(|source| Error::Parse { path: path.into(), source })?;
+        let raw = std::fs::read(path).map_err(|source| Error::Read {
+            path: path.into(),
+            source,
+        })?;
+        let spec = serde_json::from_slice(&raw).map_err(|source| Error::Parse {
+            path: path.into(),
+            source,
+        })?;
         Ok(Self { spec, raw })
     }
 }
