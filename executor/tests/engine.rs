@@ -231,6 +231,25 @@ fn memory_is_bounded_by_the_limit() {
 }
 
 #[test]
+fn a_limit_of_address_space_is_named() {
+    let root = Root::new("space");
+    for engine in engines() {
+        let direct = root.command(&engine, "/", 0, &["/hello.wasm"]);
+        let mut command = Command::new("prlimit");
+        command
+            .arg("--as=4000000000")
+            .arg(direct.get_program())
+            .args(direct.get_args());
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            output.status.code() == Some(1) && text.contains("RLIMIT_AS is 4000000000"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn signals_end_the_guest() {
     use nix::sys::signal::{Signal, kill};
     let root = Root::new("signals");

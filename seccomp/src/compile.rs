@@ -81,6 +81,14 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Compiled, Error> {
     })
 }
 
+/// The version of libseccomp, which decides what names are known and what program comes out.
+pub fn library_version() -> String {
+    match libseccomp::ScmpVersion::current() {
+        Ok(version) => format!("libseccomp {}.{}.{}", version.major, version.minor, version.micro),
+        Err(error) => format!("libseccomp {error}"),
+    }
+}
+
 fn syscalls(profile: &LinuxSeccomp) -> &[LinuxSyscall] {
     profile.syscalls().as_deref().unwrap_or_default()
 }

@@ -8,10 +8,10 @@ use super::channel::{Channel, Message};
 use super::handover::{Handover, Middle};
 use super::hooks;
 use super::image::{self, Image};
-use super::parent::{Listener, Newborn};
+use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
 use super::terminal::{self, Offer};
-use super::{CreateOptions, Error, parent, start};
+use super::{CreateOptions, Error, parent};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::host::Host;
@@ -21,7 +21,7 @@ use crate::process::{self, Filter};
 use crate::rootfs;
 use crate::state::{Record, Reservation, Store};
 use nix::sys::signal::Signal;
-use oci_spec::runtime::Hook;
+use oci_spec::runtime::{Hook, Hooks};
 use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -98,6 +98,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let config = Config::load(&options.bundle)?;
     let host = Host::probe(options.rootless);
     let mut plan = parent::resolve(&config, &host, options)?;
+    process::check_host(&plan.process)?;
     let image = image::open(plan.hull)?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
@@ -134,13 +135,15 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         // The hooks may ask for the state.
         reservation.save(&record)?;
     }
-    let mut parent = Parent {
-        plan: &plan,
+    let attendant = Attendant {
         record: &record,
+        pid: init.pid,
         listener: parent::listener(&config),
-        poststop: &mut making.poststop,
+        status: "creating",
     };
-    parent.serve_until_created(&channel)?;
+    attendant.until_created(&channel, || {
+        run_parent_hooks(&plan.hooks, &record, &mut making.poststop)
+    })?;
     process::tune(&plan.process, init.pid)?;
     record.created = crate::logging::timestamp();
     reservation.save(&record)?;
@@ -159,7 +162,13 @@ impl Created {
     /// Tells init to execute the program, and learns how that went.
     pub fn start(&self) -> Result<(), Error> {
         self.channel.send(&Message::Start)?;
-        start::until_running(&self.channel, &self.record, parent::listener(&self.config).as_ref())
+        Attendant {
+            record: &self.record,
+            pid: self.init.pid,
+            listener: parent::listener(&self.config),
+            status: "created",
+        }
+        .until_running(&self.channel)
     }
 
     /// Leaves the container to itself: from now on nothing is undone.
@@ -297,41 +306,17 @@ impl Spawning<'_> {
     }
 }
 
-/// The parent while init sets the container up.
-struct Parent<'a> {
-    plan: &'a Plan,
-    record: &'a Record,
-    listener: Option<Listener>,
-    poststop: &'a mut Option<(Vec<Hook>, Record)>,
-}
-
-impl Parent<'_> {
-    fn serve_until_created(&mut self, channel: &Channel) -> Result<(), Error> {
-        loop {
-            match channel.receive()? {
-                Some(Message::Created) => return Ok(()),
-                Some(Message::Mounted) => {
-                    self.run_hooks()?;
-                    channel.send(&Message::Go)?;
-                }
-                Some(message) => parent::serve(channel, message, self.record, self.listener.as_ref(), "creating")?,
-                None => return Err(Error::InitGone),
-            }
-        }
-    }
-
-    #[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
-    fn run_hooks(&mut self) -> Result<(), Error> {
-        let hooks = &self.plan.hooks;
-        // From here on the container has been seen by others: poststop hooks follow even if it fails.
-        *self.poststop = Some((hooks.poststop().clone().unwrap_or_default(), self.record.clone()));
-        let state = hooks::state(self.record, "creating", self.record.pid);
-        hooks::run_all("prestart", hooks.prestart().as_deref().unwrap_or_default(), &state)?;
-        hooks::run_all(
-            "createRuntime",
-            hooks.create_runtime().as_deref().unwrap_or_default(),
-            &state,
-        )?;
-        Ok(())
-    }
+/// `prestart` and `createRuntime`: all mounts are made, and init waits.
+#[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
+fn run_parent_hooks(hooks: &Hooks, record: &Record, poststop: &mut Option<(Vec<Hook>, Record)>) -> Result<(), Error> {
+    // From here on the container has been seen by others: poststop hooks follow even if it fails.
+    *poststop = Some((hooks.poststop().clone().unwrap_or_default(), record.clone()));
+    let state = hooks::state(record, "creating", record.pid);
+    hooks::run_all("prestart", hooks.prestart().as_deref().unwrap_or_default(), &state)?;
+    hooks::run_all(
+        "createRuntime",
+        hooks.create_runtime().as_deref().unwrap_or_default(),
+        &state,
+    )?;
+    Ok(())
 }

@@ -2,31 +2,29 @@
 
 use super::channel::{Channel, Message};
 use super::handover::{Handover, JoinProcess, Middle};
-use super::parent::Newborn;
+use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
-use super::{Error, ExecOptions, foreground, image, parent, start, terminal};
+use super::{Error, ExecOptions, foreground, image, parent, terminal};
 use crate::config::Config;
+use crate::host::Host;
 use crate::namespace::Kind;
 use crate::process::{self, Filter};
-use crate::state::{Action, Container, Store};
+use crate::state::{Container, Store};
 use proa_executor::Hull;
 use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Runs a process in the container; returns its exit status, or 0 if detached.
-pub fn exec(store: &Store, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
+pub fn exec(store: &Store, container: &Container, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
     let preserve = parent::preserved_descriptors(options.preserve_fds)?;
-    let container = store.open(&options.id)?;
-    container.require(Action::Exec {
-        ignore_paused: options.ignore_paused,
-    })?;
     let plan = process::plan(
         &options.process,
         &config.spec,
-        &options.id,
+        container.id(),
         process::Options {
             no_new_keyring: false,
             exec: true,
+            rootless: Host::probe(None).rootless,
         },
     )?;
     let linux = config.spec.linux().as_ref();
@@ -34,33 +32,30 @@ pub fn exec(store: &Store, config: &Config, options: &ExecOptions) -> Result<u8,
         .and_then(|linux| linux.seccomp().as_ref())
         .map(|profile| parent::filter(profile, store))
         .transpose()?;
-    let listener = parent::listener(config);
     let offer = terminal::offer(options.detach, plan.terminal, options.console_socket.as_deref())?;
     let signals = (!options.detach).then(foreground::Signals::take).transpose()?;
 
     let mut newborn = Newborn::default();
     let request = Request {
-        container: &container,
+        container,
         config,
         plan: &plan,
         filter: filter.as_ref(),
         preserve,
     };
     let (child, channel) = request.spawn(options.cgroup.as_deref(), offer.for_init.as_ref(), &mut newborn)?;
-    let mut record = container.record.clone();
-    record.pid = child.pid.as_raw();
-    loop {
-        match channel.receive()? {
-            Some(Message::Created) => break,
-            Some(message) => parent::serve(&channel, message, &record, listener.as_ref(), "running")?,
-            None => return Err(Error::InitGone),
-        }
-    }
+    let attendant = Attendant {
+        record: &container.record,
+        pid: child.pid,
+        listener: parent::listener(config),
+        status: "running",
+    };
+    attendant.until_created(&channel, || Ok(()))?;
     process::tune(&plan, child.pid)?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
     channel.send(&Message::Start)?;
-    start::until_running(&channel, &record, listener.as_ref())?;
+    attendant.until_running(&channel)?;
     newborn.keep();
     match signals {
         None => Ok(0),

@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{Hooks, LinuxSeccomp};
 use proa_sys::clone::Child;
 use std::io::{IoSlice, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -85,13 +85,13 @@ pub fn filter(profile: &LinuxSeccomp, store: &Store) -> Result<Filter, Error> {
 }
 
 /// Where a seccomp listener goes: `linux.seccomp.listenerPath` and `listenerMetadata`.
-pub type Listener = (PathBuf, String);
+pub type Listener = (PathBuf, Option<String>);
 
 /// Where the configuration wants the seccomp listener sent.
 pub fn listener(config: &crate::config::Config) -> Option<Listener> {
     let profile = config.spec.linux().as_ref()?.seccomp().as_ref()?;
     let path = profile.listener_path().clone()?;
-    Some((path, profile.listener_metadata().clone().unwrap_or_default()))
+    Some((path, profile.listener_metadata().clone()))
 }
 
 /// When `pid` started, in clock ticks since boot.
@@ -114,26 +114,70 @@ pub fn has_init_hooks(hooks: &Hooks) -> bool {
         && hooks.start_container().as_deref().unwrap_or_default().is_empty())
 }
 
-/// Answers what init may say at any time.
-pub fn serve(
-    channel: &Channel,
-    message: Message,
-    record: &Record,
-    listener: Option<&Listener>,
-    status: &str,
-) -> Result<(), Error> {
-    match message {
-        Message::Warning(text) => tracing::warn!("{text}"),
-        Message::Failed(text) => return Err(Error::Init(text)),
-        Message::Listener(fd) => {
-            let (path, metadata) = listener.ok_or(Error::UnexpectedListener)?;
-            let state = hooks::state(record, status, record.pid);
-            process::notify::send(path, metadata, fd, &state)?;
-            channel.send(&Message::Go)?;
+/// Who answers what init may say at any time.
+#[derive(Debug)]
+pub struct Attendant<'a> {
+    /// The container.
+    pub record: &'a Record,
+    /// The process that is being set up: the container's init, or an `exec`'s.
+    pub pid: Pid,
+    /// Where a seccomp listener goes.
+    pub listener: Option<Listener>,
+    /// The container's status, for the seccomp agent.
+    pub status: &'static str,
+}
+
+impl Attendant<'_> {
+    /// Answers `message`, which is none that the caller waits for.
+    pub fn serve(&self, channel: &Channel, message: Message) -> Result<(), Error> {
+        match message {
+            Message::Warning(text) => tracing::warn!("{text}"),
+            Message::Failed(text) => return Err(Error::Init(text)),
+            Message::Listener(fd) => {
+                let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;
+                let state = hooks::state(self.record, self.status, self.record.pid);
+                let version = &self.record.oci_version;
+                process::notify::send(
+                    path,
+                    metadata.as_deref(),
+                    fd.as_fd(),
+                    version,
+                    self.pid.as_raw(),
+                    &state,
+                )?;
+                channel.send(&Message::Go)?;
+            }
+            other => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
         }
-        other => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
+        Ok(())
     }
-    Ok(())
+
+    /// Waits until init has set the container up; `mounted` runs the hooks that are due in between.
+    pub fn until_created(
+        &self,
+        channel: &Channel,
+        mut mounted: impl FnMut() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        loop {
+            match channel.receive()? {
+                Some(Message::Created) => return Ok(()),
+                Some(Message::Mounted) => {
+                    mounted()?;
+                    channel.send(&Message::Go)?;
+                }
+                Some(message) => self.serve(channel, message)?,
+                None => return Err(Error::InitGone),
+            }
+        }
+    }
+
+    /// Waits until init has executed the program, or says why it can't.
+    pub fn until_running(&self, channel: &Channel) -> Result<(), Error> {
+        while let Some(message) = channel.receive()? {
+            self.serve(channel, message)?;
+        }
+        Ok(())
+    }
 }
 
 /// Waits for one message that must come.

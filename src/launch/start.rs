@@ -1,11 +1,12 @@
 //! `start`: tells a waiting init to execute the program, and learns how that went.
 
 use super::channel::{Channel, Message};
-use super::parent::Listener;
+use super::parent::Attendant;
 use super::{Error, hooks, parent};
 use crate::config::Config;
 use crate::state::{Action, Record, Refused, Store};
 use nix::sys::socket::SockFlag;
+use nix::unistd::Pid;
 
 /// Starts the created container `id`.
 ///
@@ -28,18 +29,17 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         // Whoever came first was served, and init listens no more.
         None => return Err(crate::state::Error::Refused(Refused::StartRunning).into()),
     }
-    until_running(&channel, &container.record, parent::listener(&config).as_ref())?;
+    let record = &container.record;
+    Attendant {
+        record,
+        pid: Pid::from_raw(record.pid),
+        listener: parent::listener(&config),
+        status: "created",
+    }
+    .until_running(&channel)?;
     poststart(&config, &container.record)?;
     // Nobody listens there any more: later status checks need not even try.
     std::fs::remove_file(path()).map_err(Error::path("unlink", path()))
-}
-
-/// Waits until init has executed the program, or says why it can't.
-pub fn until_running(channel: &Channel, record: &Record, listener: Option<&Listener>) -> Result<(), Error> {
-    while let Some(message) = channel.receive()? {
-        parent::serve(channel, message, record, listener, "created")?;
-    }
-    Ok(())
 }
 
 /// The `poststart` hooks. As with runc, the container is killed if one fails.

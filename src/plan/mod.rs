@@ -94,6 +94,7 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
     let options = process::Options {
         no_new_keyring: request.no_new_keyring,
         exec: false,
+        rootless: host.rootless,
     };
     let mut process = process::plan(process, spec, request.id, options)?;
     if request.listen_fds > 0 {

@@ -62,7 +62,8 @@ fn unified(scene: &Scene<'_>) -> Result<(), Error> {
 
 /// cgroup v1, and v1 with a v2 hierarchy beside it: a tmpfs with a directory for each hierarchy.
 fn v1(scene: &Scene<'_>) -> Result<(), Error> {
-    let hierarchies = own(&std::fs::read_to_string("/proc/self/cgroup").call(|| "open(\"/proc/self/cgroup\")")?);
+    let hierarchies =
+        own(&std::fs::read_to_string("/proc/thread-self/cgroup").call(|| "open(\"/proc/thread-self/cgroup\")")?);
     let mounted = if scene.plan.cgroupns { None } else { Some(mountinfo()?) };
     let place = scene.place(|| Ok(Missing::Dir))?;
     let mut data = String::from("mode=755");
@@ -197,7 +198,8 @@ struct Mounted {
 }
 
 fn mountinfo() -> Result<Vec<Mounted>, Error> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").call(|| "open(\"/proc/self/mountinfo\")")?;
+    let text =
+        std::fs::read_to_string("/proc/thread-self/mountinfo").call(|| "open(\"/proc/thread-self/mountinfo\")")?;
     Ok(text.lines().filter_map(parse_mountinfo).collect())
 }
 

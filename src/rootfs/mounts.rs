@@ -140,7 +140,8 @@ fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
         }
         other => other?,
     }
-    if !scene.unsettled() && !options.copy_up && !(name == "mqueue" && scene.plan.label.is_some()) {
+    let label = scene.plan.label.as_ref().filter(|_| name == "mqueue");
+    if !(scene.unsettled() || options.copy_up || label.is_some()) {
         return Ok(());
     }
     let below = fstat(&place.fd).call(|| format!("fstat({:?})", place.real))?;
@@ -148,7 +149,7 @@ fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
     if options.copy_up {
         copyup::copy(place.fd.as_fd(), tree.as_fd(), &place.real)?;
     }
-    if let Some(label) = scene.plan.label.as_ref().filter(|_| name == "mqueue") {
+    if let Some(label) = label {
         set_label(tree.as_fd(), label)?;
     }
     scene.settle(tree.as_fd())

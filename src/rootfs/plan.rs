@@ -40,7 +40,8 @@ pub(super) fn build(
     let list = |paths: Option<&Vec<String>>| paths.cloned().unwrap_or_default();
     let masked = list(linux.and_then(|l| l.masked_paths().as_ref()));
     let readonly_paths = list(linux.and_then(|l| l.readonly_paths().as_ref()));
-    if !private && !(masked.is_empty() && readonly_paths.is_empty()) {
+    let restricts = !(masked.is_empty() && readonly_paths.is_empty());
+    if restricts && !private {
         return Err(field(
             "linux.maskedPaths",
             "unable to restrict sys entries without a private MNT namespace",

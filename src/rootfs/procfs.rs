@@ -7,13 +7,19 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat, openat
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 /// The root of a real procfs.
 #[derive(Debug)]
 pub struct Procfs {
     root: OwnedFd,
+}
+
+impl AsFd for Procfs {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
 }
 
 impl Procfs {
@@ -104,7 +110,7 @@ pub(super) fn write_sysctls(plan: &Plan, host: Option<&Procfs>) -> Result<(), Er
 
 /// Whether `path` is the network namespace that the caller itself is in.
 pub(super) fn is_own_net(path: &Path) -> bool {
-    let (Ok(own), Ok(other)) = (rustix::fs::stat("/proc/self/ns/net"), rustix::fs::stat(path)) else {
+    let (Ok(own), Ok(other)) = (rustix::fs::stat("/proc/thread-self/ns/net"), rustix::fs::stat(path)) else {
         return false;
     };
     (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino)
@@ -112,7 +118,7 @@ pub(super) fn is_own_net(path: &Path) -> bool {
 
 /// The mount points of complete procfs and sysfs outside of `root`, the last mounted first.
 pub(super) fn full_proc_and_sys(root: &Path) -> Result<Vec<PathBuf>, Error> {
-    let text = std::fs::read("/proc/self/mountinfo").call(|| "open(\"/proc/self/mountinfo\")")?;
+    let text = std::fs::read("/proc/thread-self/mountinfo").call(|| "open(\"/proc/thread-self/mountinfo\")")?;
     let mut found: Vec<PathBuf> = String::from_utf8_lossy(&text)
         .lines()
         .filter_map(|line| full(line, root))

@@ -61,11 +61,16 @@ pub(super) fn readonly(paths: &[PathBuf], root: &Root) -> Result<(), Error> {
             };
             let place = place.as_fd();
             match tree::detached(Source::Fd(place), true) {
-                // Read-only before anything can see it.
-                Ok(tree) => match tree::change(tree.as_fd(), READONLY) {
-                    Ok(()) => tree::attach(tree.as_fd(), place).call(|| format!("move_mount({path:?})")),
-                    Err(errno) => Err(errno).call(|| format!("mount_setattr({path:?}, MOUNT_ATTR_RDONLY)")),
-                },
+                Ok(tree) => {
+                    // Read-only before anything can see it, where the kernel can do that.
+                    let early = tree::change_new(tree.as_fd(), READONLY);
+                    tree::attach(tree.as_fd(), place).call(|| format!("move_mount({path:?})"))?;
+                    let done = match early {
+                        Err(Errno::ENOSYS) => tree::change_classic(tree.as_fd(), READONLY),
+                        other => other,
+                    };
+                    done.call(|| format!("mount_setattr({path:?}, MOUNT_ATTR_RDONLY)"))
+                }
                 Err(errno) if tree::unsupported(errno) => {
                     let tree = tree::bind_classic(Source::Fd(place), true, place, path, root)?;
                     tree::change_classic(tree.as_fd(), READONLY)

@@ -32,24 +32,10 @@ pub(super) fn file(key: &str, owned: Owned) -> Result<String, Error> {
             problem,
         })
     };
-    if dotted
-        .split('.')
-        .any(|part| part.is_empty() || part == "/" || part.split('/').any(|p| p == ".."))
-    {
+    let path: String = dotted.chars().map(swap).collect();
+    if path.split('/').any(|part| matches!(part, "" | "." | "..")) {
         return refuse(format!("sysctl {key:?} is not a valid name"));
     }
-    let path = dotted
-        .chars()
-        .map(|c| {
-            if c == '.' {
-                '/'
-            } else if c == '/' {
-                '.'
-            } else {
-                c
-            }
-        })
-        .collect();
     if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
         return if owned.ipc {
             Ok(path)
@@ -79,19 +65,16 @@ pub(super) fn file(key: &str, owned: Owned) -> Result<String, Error> {
 /// sysctl.d(5): whichever of `.` and `/` comes first is the separator; with `/` a dot is part of a name (`eth0.1`).
 fn dotted(key: &str) -> String {
     match key.find(['.', '/']) {
-        Some(first) if key.as_bytes()[first] == b'/' => key
-            .chars()
-            .map(|c| {
-                if c == '.' {
-                    '/'
-                } else if c == '/' {
-                    '.'
-                } else {
-                    c
-                }
-            })
-            .collect(),
+        Some(first) if key.as_bytes()[first] == b'/' => key.chars().map(swap).collect(),
         _ => key.into(),
+    }
+}
+
+fn swap(c: char) -> char {
+    match c {
+        '.' => '/',
+        '/' => '.',
+        other => other,
     }
 }
 

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 /// `MOUNT_ATTR_IDMAP`: the mount shows the owners of its files through a user namespace (Linux 5.12).
-pub const MOUNT_ATTR_IDMAP: u64 = libc::MOUNT_ATTR_IDMAP as u64;
+pub const MOUNT_ATTR_IDMAP: u64 = libc::MOUNT_ATTR_IDMAP;
 
 /// What mount_setattr(2) changes on a mount.
 #[derive(Clone, Copy, Debug, Default)]
@@ -47,7 +47,10 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attrib
 
 /// Makes one mount read-only.
 pub fn set_read_only(mount: BorrowedFd<'_>) -> Result<()> {
-    let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+    let attributes = Attributes {
+        set: libc::MOUNT_ATTR_RDONLY,
+        ..Attributes::default()
+    };
     mount_setattr(mount, false, &attributes)
 }
 

@@ -9,6 +9,7 @@ use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::{Error, Guest, Handler};
 use nix::errno::Errno;
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -228,7 +229,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     } else {
         machine
             .instantiate()
-            .map_err(|f| failed("instantiation", name_imports(f, &survey)))?;
+            .map_err(|f| failed("instantiation", explain(f, &survey)))?;
         started();
     }
     Ok(match machine.execute("_start") {
@@ -259,18 +260,19 @@ fn pages(memory_limit: Option<u64>) -> Option<u32> {
     memory_limit.map(|limit| (limit / module::PAGE).min(PAGES_MAX) as u32)
 }
 
-/// The engine says that something couldn't be linked, but with its log off not what.
-fn name_imports(failure: Failure, survey: &Survey) -> Failure {
-    match survey.foreign_imports() {
-        foreign if foreign.is_empty() => failure,
-        foreign => Failure {
-            message: format!(
-                "{} (beside WASI it imports from {})",
-                failure.message,
-                foreign.join(", ")
-            ),
-        },
+/// Adds what is known about a failed instantiation to the engine's few words: its log, which says more, is off.
+fn explain(mut failure: Failure, survey: &Survey) -> Failure {
+    let foreign = survey.foreign_imports();
+    if !foreign.is_empty() {
+        failure.message += &format!(" (beside WASI it imports from {})", foreign.join(", "));
     }
+    match getrlimit(Resource::RLIMIT_AS) {
+        Ok((limit, _)) if limit != RLIM_INFINITY && survey.pages > 0 => {
+            failure.message += &format!(" (RLIMIT_AS is {limit}; the engine reserves some 12 GiB of address space)");
+        }
+        _ => {}
+    }
+    failure
 }
 
 /// Says on the guest's stderr why it ended.

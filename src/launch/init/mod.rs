@@ -75,7 +75,7 @@ fn failed(call: impl Into<String>) -> impl FnOnce(Errno) -> Error {
 pub fn main(arguments: &[OsString], handler: &mut dyn Handler) -> ExitCode {
     // First of all: from now on nobody in the container, whose pid namespace this process may share already, can look into
     // this process's memory or descriptors (CVE-2016-9962).
-    let dumpable = nix::sys::prctl::set_dumpable(false).map_err(failed("prctl(PR_SET_DUMPABLE, 0)"));
+    let hidden = process::early().map_err(Error::from);
     let numbers = arguments
         .iter()
         .map(|one| one.to_str()?.parse().ok())
@@ -92,7 +92,7 @@ pub fn main(arguments: &[OsString], handler: &mut dyn Handler) -> ExitCode {
         }
     };
     let mut report = Report::new(channel);
-    let error = match dumpable.and_then(|()| run(*plan, handler, &mut report)) {
+    let error = match hidden.and_then(|()| run(*plan, handler, &mut report)) {
         Err(error) => error,
     };
     report.failed(&error);
@@ -117,11 +117,11 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
 
     // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.
     nix::unistd::setsid().map_err(failed("setsid()"))?;
-    process::early(&handover.process)?;
     enter_sandbox(&handover, handler, report)?;
     enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
-    process::labels(&handover.process, !handler.in_process())?;
-    let listener = process::confine(&mut handover.process, filter.as_ref())?;
+    let native = !handler.in_process();
+    process::labels(&handover.process, native)?;
+    let listener = process::confine(&mut handover.process, filter.as_ref(), native)?;
     report.listener(listener)?;
     handler.check(&handover.process.guest)?;
 
@@ -131,7 +131,7 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     for fd in 3..3 + handover.preserve as RawFd {
         proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))?;
     }
-    let listener = process::seal(&handover.process, filter.as_ref())?;
+    let listener = process::seal(&handover.process, filter.as_ref(), native)?;
     report.listener(listener)?;
     Err(handler.run(&handover.process.guest, &mut || report.started()).into())
 }

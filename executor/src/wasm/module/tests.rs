@@ -187,3 +187,30 @@ fn lengths_beyond_reason_do_no_harm() {
     assert!(matches!(look(&number), Err(Refusal::Malformed { .. })));
     assert!(matches!(survey(Cursor::new(b""), 1 << 32), Err(Refusal::TooLarge(_))));
 }
+
+#[test]
+fn no_bytes_make_it_panic() {
+    let whole = module(&[
+        part(0, &name("wasmedge")),
+        import("wasi_snapshot_preview1", &[2, 1, 1, 2]),
+        part(5, &[1, 0, 2]),
+        export(&["_start", "_initialize"]),
+        part(8, &[0]),
+    ]);
+    // xorshift64, so that a failure is the same on every run.
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    let mut refused = 0;
+    for _ in 0..50_000 {
+        let mut bytes = whole.clone();
+        for _ in 0..3 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let at = 8 + (random as usize >> 8) % (bytes.len() - 8);
+            bytes[at] = random as u8;
+        }
+        bytes.truncate(8 + (random >> 32) as usize % (2 * bytes.len()));
+        refused += usize::from(look(&bytes).is_err());
+    }
+    assert!(refused > 1000, "{refused}");
+}
