@@ -133,26 +133,37 @@ impl Cgroup {
         todo!()
     }
 
-    /// Watches for processes of the cgroup that the kernel kills for want of memory; `None` without a memory controller.
-    pub fn oom_watch(&self) -> Result<Option<OomWatch>, Error> {
+    /// Subscribes to the out-of-memory events of the container.
+    pub fn oom_events(&self) -> Result<OomEvents, Error> {
         todo!()
     }
 }
 
-/// Readable when there may be news.
+/// What [`OomEvents::next`] saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OomEvent {
+    /// A process of the container was killed for want of memory.
+    Oom,
+    /// The cgroup is empty or gone: nothing more will come.
+    Ended,
+    /// Nothing of note; poll again.
+    Nothing,
+}
+
+/// A source of events: poll its descriptor for input, then call [`OomEvents::next`].
 #[derive(Debug)]
-pub struct OomWatch {
+pub struct OomEvents {
     fd: OwnedFd,
 }
 
-impl OomWatch {
-    /// How many processes were killed since the last call.
-    pub fn take(&mut self) -> Result<u64, Error> {
+impl OomEvents {
+    /// Reads what made the descriptor ready, without blocking.
+    pub fn next(&mut self) -> Result<OomEvent, Error> {
         todo!()
     }
 }
 
-impl std::os::fd::AsFd for OomWatch {
+impl std::os::fd::AsFd for OomEvents {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.fd.as_fd()
     }
