@@ -113,8 +113,8 @@ pub enum Error {
     /// A hook.
     #[error(transparent)]
     Hook(#[from] hooks::Error),
-    /// Init said why.
-    #[error("{0}")]
+    /// Init said why. Words are runc's, which Docker and podman look for the cause behind.
+    #[error("unable to start container process: {0}")]
     Init(String),
     /// Init ended without a word.
     #[error("the container's init ended before the container was set up")]
