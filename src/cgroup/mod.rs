@@ -371,34 +371,3 @@ mod tests {
         assert!(matches!(error, Error::PunchedHole { .. }), "{error}");
     }
 }
-
-impl Cgroup {
-    /// Usage and limits in the shape of runc's `events`.
-    pub fn stats(&self) -> Result<serde_json::Value, Error> {
-        todo!()
-    }
-
-    /// Watches for processes of the cgroup that the kernel kills for want of memory; `None` without a memory controller.
-    pub fn oom_watch(&self) -> Result<Option<OomWatch>, Error> {
-        todo!()
-    }
-}
-
-/// Readable when there may be news.
-#[derive(Debug)]
-pub struct OomWatch {
-    fd: OwnedFd,
-}
-
-impl OomWatch {
-    /// How many processes were killed since the last call.
-    pub fn take(&mut self) -> Result<u64, Error> {
-        todo!()
-    }
-}
-
-impl std::os::fd::AsFd for OomWatch {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
