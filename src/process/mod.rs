@@ -54,7 +54,7 @@ pub struct Plan {
     pub console_size: Option<(u16, u16)>,
     /// `process.user`.
     pub user: User,
-    /// `process.capabilities`. Without it, as in runc, a process of uid 0 keeps all it has, any other keeps none.
+    /// `process.capabilities`. Without it, as in runc, the process keeps none.
     pub capabilities: Option<Capabilities>,
     /// `process.noNewPrivileges`.
     pub no_new_privileges: bool,
