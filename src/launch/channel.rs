@@ -117,7 +117,9 @@ impl Channel {
         };
         let mut bytes = vec![tag];
         bytes.extend_from_slice(cut(text).as_bytes());
-        nix::unistd::write(&self.0, &bytes).map(drop).map_err(|errno| Error::Call { call: "write", errno })
+        nix::unistd::write(&self.0, &bytes)
+            .map(drop)
+            .map_err(|errno| Error::Call { call: "write", errno })
     }
 
     /// Waits for a message; `None` is end of file.
@@ -183,7 +185,9 @@ impl AsRawFd for Channel {
 
 /// At most [`TEXT_MAX`] bytes of `text`, whole characters.
 fn cut(text: &str) -> &str {
-    let end = (0..=TEXT_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    let end = (0..=TEXT_MAX.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 

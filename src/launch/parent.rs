@@ -19,10 +19,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// The descriptors that `$LISTEN_FDS` and `--preserve-fds` name, checked before proa opens any of its own: how many.
+/// How many descriptors `$LISTEN_FDS` and `--preserve-fds` name, each of which must be open.
 pub fn preserved_descriptors(preserve_fds: u32) -> Result<u32, Error> {
     let count = listen_fds() + preserve_fds;
-    match (3..3 + count as RawFd).find(|fd| !proa_sys::fd::is_open(*fd)) {
+    // What is close-on-exec was opened by proa itself (its log): nothing like that can have been inherited.
+    match (3..3 + count as RawFd).find(|fd| !proa_sys::fd::is_inheritable(*fd)) {
         Some(fd) => Err(Error::PreservedDescriptor { fd, count }),
         None => Ok(count),
     }
@@ -258,7 +259,13 @@ pub fn replace_middle(channel: &Channel, newborn: &mut Newborn) -> Result<(Child
             errno,
         })?;
     }
-    Ok((Child { pid, pidfd: pidfd_of(pid) }, early))
+    Ok((
+        Child {
+            pid,
+            pidfd: pidfd_of(pid),
+        },
+        early,
+    ))
 }
 
 /// A pidfd of a child of this process that was not waited for: the number is its own.
