@@ -222,6 +222,7 @@ impl Spawning<'_> {
             join_user: opened(Kind::User),
             join_pid: opened(Kind::Pid),
             new_user: makes_user,
+            in_user_namespace: plan.namespaces.has(Kind::User),
             time: plan
                 .namespaces
                 .makes(Kind::Time)

@@ -81,7 +81,7 @@ impl Request<'_> {
         let image = image::open(self.hull())?;
         let entry = self.container.cgroup()?.birth(sub_cgroup)?;
         let pidfd = self.container.pidfd()?;
-        let (middle_kinds, kinds) = self.kinds();
+        let (cgroup, kinds): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| *kind == Kind::Cgroup);
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
 
         let mut birth = Birth {
@@ -91,7 +91,11 @@ impl Request<'_> {
         birth
             .inherit
             .extend(number(&pidfd).into_iter().chain(console.map(AsRawFd::as_raw_fd)));
-        let mut middle = (!middle_kinds.is_empty()).then(Middle::default);
+        let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
+        let mut middle = needs_middle.then(|| Middle {
+            in_user_namespace: kinds.contains(&Kind::User),
+            ..Middle::default()
+        });
         let through = birth.enter(entry, middle.as_mut());
         let handover = Handover {
             middle,
@@ -100,7 +104,7 @@ impl Request<'_> {
                 pidfd: number(&pidfd),
                 pid: record.pid,
                 kinds,
-                middle_kinds,
+                cgroup: !cgroup.is_empty(),
             }),
             enter_cgroup: through.files.clone(),
             new_cgroup_namespace: false,
@@ -145,14 +149,13 @@ impl Request<'_> {
         }
     }
 
-    /// The container's namespaces: those that the process in the middle joins, and the rest.
-    fn kinds(&self) -> (Vec<Kind>, Vec<Kind>) {
+    /// The container's namespaces.
+    fn kinds(&self) -> impl Iterator<Item = Kind> {
         let linux = self.config.spec.linux().as_ref();
         let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
         namespaces
             .into_iter()
             .flatten()
             .map(|namespace| Kind::from(namespace.typ()))
-            .partition(|kind| matches!(kind, Kind::User | Kind::Pid))
     }
 }

@@ -45,6 +45,10 @@ impl Birth {
             return ThroughMiddle::default();
         };
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+        let entry = cgroup::Birth {
+            into: entry.into.map(harmless),
+            ..entry
+        };
         (middle.into_cgroup, middle.into_fallback) = (number(&entry.into), number(&entry.into_fallback));
         let files: Vec<RawFd> = entry.join.iter().map(AsRawFd::as_raw_fd).collect();
         self.inherit.extend(
@@ -58,6 +62,18 @@ impl Birth {
             files,
             _held: Some(entry),
         }
+    }
+}
+
+/// A cgroup directory from which nothing else can be reached: for a moment, the child of a process in the middle has it in
+/// a pid namespace with processes that may hold CAP_SYS_PTRACE and look at its descriptors (CVE-2016-9962). Where the
+/// mount can't be cloned (not privileged), the directory leads nowhere that those could write to.
+fn harmless(directory: OwnedFd) -> OwnedFd {
+    use rustix::mount::OpenTreeFlags;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    match rustix::mount::open_tree(&directory, "", flags) {
+        Ok(detached) if proa_sys::mount::set_read_only(detached.as_fd()).is_ok() => detached,
+        _ => directory,
     }
 }
 
