@@ -124,25 +124,10 @@ fn create_v1(plan: &Plan, layout: &Layout, made: &mut Vec<PathBuf>) -> Result<Cg
 
 /// A cpuset's own limits go before the inherited ones: with `cpu_exclusive` siblings the parent's would be refused.
 fn inherit_cpuset(path: &Path, top: &Path, limits: &Limits) -> Result<(), Error> {
-    if limits.cpus.is_empty() || limits.mems.is_empty() {
-        let (cpus, mems) = (limits.cpus.clone(), limits.mems.clone());
-        if let Some(parent) = path.parent() {
-            v1::inherit_cpuset(parent, top)?;
-        }
-        let asked = Limits {
-            cpus,
-            mems,
-            ..Limits::default()
-        };
-        let node = Node {
-            controllers: vec!["cpuset".into()],
-            path: path.to_owned(),
-        };
-        v1::apply(&[node], None, &asked)?;
-    } else if let Some(parent) = path.parent() {
+    if let Some(parent) = path.parent() {
         v1::inherit_cpuset(parent, top)?;
-        return Ok(());
     }
+    v1::cpuset(file::Dir(path), limits)?;
     v1::inherit_cpuset(path, top)
 }
 

@@ -52,7 +52,8 @@ pub(super) fn apply(nodes: &[Node], unified: Option<&Path>, limits: &Limits) -> 
     rdma(dir("rdma"), limits)
 }
 
-fn cpuset(dir: Dir<'_>, limits: &Limits) -> Result<(), Error> {
+/// The CPUs and memory nodes.
+pub(super) fn cpuset(dir: Dir<'_>, limits: &Limits) -> Result<(), Error> {
     if !limits.cpus.is_empty() {
         dir.set("cpuset", "linux.resources.cpu.cpus", "cpuset.cpus", &limits.cpus)?;
     }
