@@ -1,0 +1,53 @@
+# Two commands matter: `make demo` shows it working, `make test` proves it. Both say what they install before they do.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+BIN := target/bin
+
+# Where the static libseccomp lies; a bare "." when it is not installed yet, which `setup-build` mends.
+SECCOMP_DIR = $(shell dirname "$$($(CC) -print-file-name=libseccomp.a)")
+STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$(SECCOMP_DIR)
+
+.PHONY: build demo test check unit integration bench install setup clean
+
+build: setup-build
+	@mkdir -p $(BIN)
+	$(STATIC) RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --target $(HOST) --bin proa
+	install -m 755 target/$(HOST)/release/proa $(BIN)/proa
+	$(CARGO) build --release --locked --features engine --bin proa-wasmedge
+	install -m 755 target/release/proa-wasmedge $(BIN)/proa-wasmedge
+
+demo: setup-demo build
+	@scripts/demo
+
+# The suite comes last: its closing line is the verdict.
+test: setup-test check unit build integration
+
+check:
+	@if $(CARGO) fmt --version >/dev/null 2>&1; then $(CARGO) fmt --all --check; else echo 'rustfmt is not installed: skipped'; fi
+	@if $(CARGO) clippy --version >/dev/null 2>&1; then $(CARGO) clippy --locked --workspace --all-targets --features engine -- -D warnings; else echo 'clippy is not installed: skipped'; fi
+
+unit:
+	$(CARGO) test --locked
+
+integration:
+	$(CARGO) test --locked --quiet --package proa-integration --test suite
+
+bench: setup-bench build
+	$(CARGO) run --locked --release --quiet --package proa-integration --bin bench -- docs/performance.md
+
+install: build
+	install -D -m 755 $(BIN)/proa $(DESTDIR)$(PREFIX)/bin/proa
+	install -D -m 755 $(BIN)/proa-wasmedge $(DESTDIR)$(PREFIX)/bin/proa-wasmedge
+
+# Everything that any of the targets needs; setup-build, setup-demo, setup-test and setup-bench only for that one.
+setup: setup-all
+
+.PHONY: setup-all setup-build setup-demo setup-test setup-bench
+setup-all setup-build setup-demo setup-test setup-bench: setup-%:
+	@scripts/setup $*
+
+clean:
+	$(CARGO) clean

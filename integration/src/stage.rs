@@ -1,0 +1,184 @@
+//! The levels between the runner and a test's body: the private namespaces, and their first process.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::{View, host, vars};
+
+/// Where a test with that tag lives: a tmpfs in its private mount namespace.
+pub fn directory(tag: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("proa-test-{tag}"))
+}
+
+/// The outer level: makes the namespaces and starts pid 1 in them.
+pub fn stage(tag: &str, view: View) -> Result<ExitCode, String> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
+    let flags = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWNET;
+    unshare(flags).map_err(|e| format!("unshare({flags:?}): {e} (the tests need root)"))?;
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(|e| format!("make / private: {e}"))?;
+    let dir = directory(tag);
+    tmpfs(&dir, "mode=755")?;
+    private_dev()?;
+    cgroup_view(view)?;
+    let status = level("init").status().map_err(|e| format!("start pid 1: {e}"))?;
+    umount2(&dir, MntFlags::MNT_DETACH).map_err(|e| format!("umount2({}): {e}", dir.display()))?;
+    Ok(pass_on(status))
+}
+
+/// Pid 1: reaps what the runtime leaves to it, and reports what outlives the test.
+pub fn init() -> Result<ExitCode, String> {
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).map_err(|e| format!("mount /proc: {e}"))?;
+    // Programs under test may want to talk to themselves. Not earlier: the first process of a pid namespace must stay.
+    let lo = Command::new(host::busybox()?)
+        .args(["ip", "link", "set", "lo", "up"])
+        .status();
+    if !lo.as_ref().is_ok_and(ExitStatus::success) {
+        return Err(format!("busybox ip link set lo up: {lo:?}"));
+    }
+    let body = level("body").spawn().map_err(|e| format!("start the test: {e}"))?;
+    let body = Pid::from_raw(body.id().cast_signed());
+    let status = loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, code)) if pid == body => break code,
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == body => {
+                eprintln!("the test ended by {signal}");
+                break 128 + signal as i32;
+            }
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(e) => return Err(format!("waitpid: {e}")),
+        }
+    };
+    let left = processes_left();
+    for process in &left {
+        eprintln!("leak: process {process}");
+    }
+    Ok(if status == 0 && !left.is_empty() {
+        ExitCode::from(3)
+    } else {
+        ExitCode::from(status.clamp(0, 255) as u8)
+    })
+}
+
+/// What still runs in this pid namespace besides pid 1, once the dying had a second to die.
+fn processes_left() -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(1);
+    loop {
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
+        let left: Vec<String> = fs::read_dir("/proc")
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| e.file_name().to_string_lossy().parse::<u32>().ok())
+            .filter(|pid| *pid != 1)
+            .map(|pid| {
+                let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                format!("{pid}: {}", String::from_utf8_lossy(&command).replace('\0', " "))
+            })
+            .collect();
+        if left.is_empty() || Instant::now() > deadline {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn level(name: &str) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.env(vars::LEVEL, name);
+    command
+}
+
+fn pass_on(status: ExitStatus) -> ExitCode {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => ExitCode::from(code.clamp(0, 255) as u8),
+        (None, signal) => {
+            eprintln!("pid 1 ended by signal {signal:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn tmpfs(at: &Path, options: &str) -> Result<(), String> {
+    fs::create_dir_all(at).map_err(|e| format!("{}: {e}", at.display()))?;
+    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options))
+        .map_err(|e| format!("mount tmpfs on {}: {e}", at.display()))
+}
+
+/// A /dev whose nodes are the test's own: a runtime that changes or removes one cannot hurt the host.
+fn private_dev() -> Result<(), String> {
+    tmpfs(Path::new("/dev"), "mode=755,size=64m")?;
+    let nodes = [
+        ("null", 1, 3),
+        ("zero", 1, 5),
+        ("full", 1, 7),
+        ("random", 1, 8),
+        ("urandom", 1, 9),
+        ("tty", 5, 0),
+    ];
+    for (name, major, minor) in nodes.into_iter().chain([("fuse", 10, 229)]) {
+        let path = Path::new("/dev").join(name);
+        mknod(
+            &path,
+            SFlag::S_IFCHR,
+            Mode::from_bits_truncate(0o666),
+            makedev(major, minor),
+        )
+        .map_err(|e| format!("mknod({}): {e}", path.display()))?;
+        // The mode that mknod gets is cut by the umask.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666))
+            .map_err(|e| format!("{}: {e}", path.display()))?;
+    }
+    let links = [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "fd/0"),
+        ("stdout", "fd/1"),
+        ("stderr", "fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ];
+    for (name, target) in links {
+        symlink(target, Path::new("/dev").join(name)).map_err(|e| format!("/dev/{name}: {e}"))?;
+    }
+    for (name, kind, options) in [
+        ("pts", "devpts", "newinstance,ptmxmode=0666,mode=0620,gid=5"),
+        ("shm", "tmpfs", "mode=1777"),
+        ("mqueue", "mqueue", ""),
+    ] {
+        let at = Path::new("/dev").join(name);
+        fs::create_dir(&at).map_err(|e| format!("{}: {e}", at.display()))?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        mount(Some(kind), &at, Some(kind), flags, Some(options)).map_err(|e| format!("mount {kind}: {e}"))?;
+    }
+    Ok(())
+}
+
+fn cgroup_view(view: View) -> Result<(), String> {
+    let unified = Path::new("/sys/fs/cgroup/unified");
+    match view {
+        View::Hybrid => Ok(()),
+        View::V1 if !host::mounts().iter().any(|m| m == "/sys/fs/cgroup/unified") => Ok(()),
+        View::V1 => umount2(unified, MntFlags::MNT_DETACH).map_err(|e| format!("umount {}: {e}", unified.display())),
+        View::V2 => {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), flags, None::<&str>)
+                .map_err(|e| format!("mount cgroup2 on /sys/fs/cgroup: {e}"))
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Descriptors: what a container gets, and what it must not get.
+
+use std::fs;
+
+use proa_integration::{Ctx, tests};
+
+tests! {
+    only_the_standard_streams_arrive .once();
+    descriptors_of_the_caller_are_not_leaked .once();
+    exec_gets_only_the_standard_streams .once();
+    preserve_fds_passes_the_next_ones .once();
+    preserve_fds_passes_no_more_than_asked .once();
+    preserve_fds_that_are_closed_are_refused .once().since_runc(1, 2);
+    listen_fds_are_passed_with_their_variables .once();
+    exec_preserve_fds .once();
+    standard_streams_can_be_reopened_by_an_unprivileged_user .once();
+    closed_standard_streams_do_not_confuse .once();
+}
+
+fn numbers(text: &str) -> Vec<&str> {
+    let mut all: Vec<&str> = text.lines().filter_map(|l| l.split(' ').next()).collect();
+    all.sort_unstable();
+    all
+}
+
+fn only_the_standard_streams_arrive(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["probe", "fds"]);
+    assert_eq!(numbers(&ctx.run(&bundle).ok().stdout), ["0", "1", "2"]);
+    let container = ctx.start(&bundle);
+    container.stopped();
+    assert_eq!(numbers(&container.stdout()), ["0", "1", "2"]);
+}
+
+fn with_open<'a>(script: &'a str) -> [&'a str; 4] {
+    ["sh", "-c", script, "sh"]
+}
+
+fn descriptors_of_the_caller_are_not_leaked(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["probe", "fds"]);
+    let id = ctx.id();
+    let call = ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &id]);
+    let out = call
+        .under(&with_open("exec 3</ 4</etc/passwd 7</proc 9</dev/null; exec \"$@\""))
+        .output();
+    assert_eq!(numbers(&out.ok().stdout), ["0", "1", "2"], "{out:?}");
+}
+
+fn exec_gets_only_the_standard_streams(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    let call = container.exec_call(&[], &["probe", "fds"]);
+    let out = call.under(&with_open("exec 3</ 4</etc/passwd; exec \"$@\"")).output();
+    assert_eq!(numbers(&out.ok().stdout), ["0", "1", "2"], "{out:?}");
+}
+
+fn preserved(ctx: &Ctx, count: &str, open: &str) -> proa_integration::Output {
+    let bundle = ctx.bundle();
+    bundle.args(&["probe", "fds"]);
+    for name in ["three", "four", "five"] {
+        fs::write(ctx.dir.join(name), name).unwrap();
+    }
+    let id = ctx.id();
+    let call = ctx.call(&[
+        "run",
+        "--preserve-fds",
+        count,
+        "--bundle",
+        bundle.dir.to_str().unwrap(),
+        &id,
+    ]);
+    call.under(&with_open(&format!("cd {}; {open}; exec \"$@\"", ctx.dir.display())))
+        .output()
+}
+
+fn preserve_fds_passes_the_next_ones(ctx: &Ctx) {
+    let out = preserved(ctx, "2", "exec 3<three 4<four");
+    assert_eq!(numbers(&out.ok().stdout), ["0", "1", "2", "3", "4"], "{out:?}");
+    assert!(
+        out.stdout.lines().any(|l| l.starts_with("3 ") && l.ends_with("three")),
+        "{out:?}"
+    );
+    assert!(
+        out.stdout.lines().any(|l| l.starts_with("4 ") && l.ends_with("four")),
+        "{out:?}"
+    );
+}
+
+fn preserve_fds_passes_no_more_than_asked(ctx: &Ctx) {
+    let out = preserved(ctx, "1", "exec 3<three 4<four 5<five");
+    assert_eq!(numbers(&out.ok().stdout), ["0", "1", "2", "3"], "{out:?}");
+}
+
+fn preserve_fds_that_are_closed_are_refused(ctx: &Ctx) {
+    preserved(ctx, "2", "exec 3<three").refused(&["preserve-fds", "fd 4", "descriptor"]);
+}
+
+fn listen_fds_are_passed_with_their_variables(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.sh("probe fds; env");
+    fs::write(ctx.dir.join("three"), "").unwrap();
+    let id = ctx.id();
+    let call = ctx
+        .call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &id])
+        .env("LISTEN_FDS", "1")
+        .env("LISTEN_FDNAMES", "web");
+    let out = call
+        .under(&with_open(&format!(
+            "exec 3<{}/three; export LISTEN_PID=$$; exec \"$@\"",
+            ctx.dir.display()
+        )))
+        .output();
+    assert!(out.ok().stdout.lines().any(|l| l.starts_with("3 ")), "{out:?}");
+    assert!(
+        out.stdout.contains("LISTEN_FDS=1") && out.stdout.contains("LISTEN_PID=1\n"),
+        "{out:?}"
+    );
+}
+
+fn exec_preserve_fds(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    fs::write(ctx.dir.join("three"), "the content").unwrap();
+    let call = container.exec_call(&["--preserve-fds", "1"], &["sh", "-c", "cat <&3; probe fds"]);
+    let out = call
+        .under(&with_open(&format!(
+            "exec 3<{}/three 4</; exec \"$@\"",
+            ctx.dir.display()
+        )))
+        .output();
+    assert!(out.ok().stdout.starts_with("the content"), "{out:?}");
+    assert!(!out.stdout.lines().any(|l| l.starts_with("4 ")), "{out:?}");
+}
+
+fn standard_streams_can_be_reopened_by_an_unprivileged_user(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle
+        .set("/process/user", serde_json::json!({"uid": 1000, "gid": 1000}))
+        .sh("echo reopened > /dev/stdout");
+    assert_eq!(ctx.run(&bundle).ok().text(), "reopened");
+}
+
+fn closed_standard_streams_do_not_confuse(ctx: &Ctx) {
+    // The lowest free numbers are then 0, 1, 2: nothing of the runtime may end up there in the container.
+    let bundle = ctx.bundle();
+    bundle.sh("probe fds > /tmp/fds").writable();
+    let id = ctx.id();
+    let call = ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &id]);
+    call.under(&with_open("exec \"$@\" 0<&- 1>&- 2>&-")).output();
+    let text = fs::read_to_string(bundle.path("/tmp/fds")).unwrap_or_default();
+    assert!(
+        !text.contains("socket:") && !text.contains("anon_inode") && !text.contains("memfd"),
+        "{text}"
+    );
+}
