@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-/// What [`OomEvents::read`] saw.
+/// What [`OomEvents::next`] saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OomEvent {
     /// A process of the container was killed for want of memory.
@@ -22,7 +22,7 @@ pub enum OomEvent {
     Nothing,
 }
 
-/// A source of events: poll its descriptor for input, then call [`OomEvents::read`].
+/// A source of events: poll its descriptor for input, then call [`OomEvents::next`].
 #[derive(Debug)]
 pub struct OomEvents {
     source: Source,
@@ -116,7 +116,11 @@ fn kills(dir: &std::path::Path) -> Result<u64, Error> {
 
 impl OomEvents {
     /// Reads what made the descriptor ready, without blocking.
-    pub fn read(&mut self) -> Result<OomEvent, Error> {
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "an iterator would block or end; this does neither"
+    )]
+    pub fn next(&mut self) -> Result<OomEvent, Error> {
         match &mut self.source {
             Source::V1 { event, dir, .. } => {
                 match event.read() {
