@@ -15,6 +15,7 @@ pub mod bundle;
 pub mod console;
 pub mod ctx;
 pub mod host;
+pub mod image;
 pub mod runner;
 pub mod stage;
 pub mod subject;

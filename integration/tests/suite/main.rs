@@ -3,10 +3,12 @@
 mod bad_input;
 mod cgroups;
 mod exec;
+mod fallbacks;
 mod fds;
 mod harness;
 mod hooks;
 mod lifecycle;
+mod managers;
 mod mounts;
 mod namespaces;
 mod process;
@@ -32,6 +34,8 @@ fn main() -> std::process::ExitCode {
         rootless::tests(),
         bad_input::tests(),
         security::tests(),
+        fallbacks::tests(),
+        managers::tests(),
     ];
     proa_integration::main(all.into_iter().flatten().collect())
 }
