@@ -20,6 +20,8 @@ pub mod runner;
 pub mod stage;
 pub mod subject;
 
+pub mod wasm;
+
 pub use bundle::Bundle;
 pub use ctx::{Call, Container, Ctx, Output};
 pub use runner::{Test, main};

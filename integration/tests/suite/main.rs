@@ -15,6 +15,7 @@ mod process;
 mod rootless;
 mod security;
 mod terminal;
+mod wasm;
 
 fn main() -> std::process::ExitCode {
     if std::env::var_os(harness::FAULTY).is_some() {
@@ -34,6 +35,7 @@ fn main() -> std::process::ExitCode {
         rootless::tests(),
         bad_input::tests(),
         security::tests(),
+        wasm::tests(),
         fallbacks::tests(),
         managers::tests(),
     ];
