@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use proa_integration::bundle::make_rootfs;
 use proa_integration::ctx::eventually;
-use proa_integration::{Ctx, Kind, View, image, tests};
+use proa_integration::{Ctx, Kind, View, image, tests, wasm};
 use serde_json::json;
 
 const V1: &[View] = &[View::Hybrid];
@@ -21,17 +21,22 @@ tests! {
     podman_runs_a_container .views(V1).seconds(120).not_for(NO_HYBRID);
     podman_execs_stops_and_removes .views(V1).seconds(120).not_for(NO_HYBRID);
     podman_shows_logs_and_status .views(V1).seconds(120).not_for(NO_HYBRID);
+    containerd_runs_wasm .views(V1).seconds(120).only_proa();
+    podman_runs_wasm .views(V1).seconds(120).only_proa();
     podman_shows_why_a_container_did_not_start .views(V1).seconds(120).not_for(NO_HYBRID);
 }
 
 const NO_HYBRID: &[(Kind, &str)] = &[(Kind::Crun, "refuses a hybrid layout")];
 const IMAGE: &str = "example.test/busybox:latest";
 
-/// A busybox image for Linux, made in the test's directory.
+/// A busybox image for Linux, made in the test's directory; with `hello.wasm` when the test has made one there.
 fn busybox(ctx: &Ctx) -> PathBuf {
     let dir = ctx.mkdir("image");
     let rootfs = dir.join("rootfs");
     make_rootfs(&rootfs, &ctx.probe);
+    if let Some(module) = ctx.dir.join("hello.wasm").canonicalize().ok().filter(|m| m.exists()) {
+        fs::copy(module, rootfs.join("hello.wasm")).unwrap();
+    }
     let config = json!({"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"]});
     image::archive(&dir, &rootfs, IMAGE, (image::architecture(), "linux"), &config)
 }
@@ -417,4 +422,24 @@ fn podman_shows_why_a_container_did_not_start(ctx: &Ctx) {
     assert!(said.text.contains("no-such-program"), "{said:?}");
     let said = podman.run(&["--rm"], &["/etc/passwd"]);
     assert_eq!(said.code, 126, "{said:?}");
+}
+
+const HELLO: &str =
+    "#include <stdio.h>\nint main(int argc, char **argv) { printf(\"wasm %s\\n\", argv[argc - 1]); return argc; }\n";
+const WASM: &[&str] = &["--annotation", "run.oci.handler=wasm"];
+
+fn containerd_runs_wasm(ctx: &Ctx) {
+    wasm::compile(&ctx.dir, "hello", HELLO, &[]);
+    let containerd = containerd(ctx);
+    let said = containerd.run(&[&["--rm"], WASM].concat(), &ctx.id(), &["/hello.wasm", "one", "two"]);
+    assert_eq!(said.code, 3, "{said:?}");
+    assert!(said.text.contains("wasm two"), "{said:?}");
+}
+
+fn podman_runs_wasm(ctx: &Ctx) {
+    wasm::compile(&ctx.dir, "hello", HELLO, &[]);
+    let podman = podman(ctx);
+    let said = podman.run(&[&["--rm"], WASM].concat(), &["/hello.wasm", "one", "two"]);
+    assert_eq!(said.code, 3, "{said:?}");
+    assert!(said.text.contains("wasm two"), "{said:?}");
 }
