@@ -1,5 +1,7 @@
 //! Facts about the host that a plan needs, probed once per invocation and only when asked for.
 
+use std::path::PathBuf;
+
 /// What this host is.
 #[derive(Clone, Debug)]
 pub struct Host {
@@ -10,4 +12,64 @@ pub struct Host {
     /// Whether proa may not do what host root may: not uid 0, or uid 0 of a user namespace (`/proc/self/uid_map` is not
     /// the identity), or `--rootless true`.
     pub rootless: bool,
+}
+
+impl Host {
+    /// Probes the host; `rootless` is the caller's `--rootless`, `None` for `auto`.
+    pub fn probe(rootless: Option<bool>) -> Self {
+        let euid = nix::unistd::geteuid().as_raw();
+        let egid = nix::unistd::getegid().as_raw();
+        let rootless = rootless.unwrap_or_else(|| euid != 0 || in_user_namespace());
+        Self { euid, egid, rootless }
+    }
+}
+
+/// Whether this process is in a user namespace other than the initial one. Where `/proc` can't be read, it is taken for the
+/// initial one, as runc does.
+pub fn in_user_namespace() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_identity(&map))
+}
+
+/// Whether an id map (user_namespaces(7)) maps every id to itself, as in the initial user namespace.
+fn is_identity(map: &str) -> bool {
+    let mut fields = map.split_whitespace();
+    fields.next() == Some("0") && fields.next() == Some("0") && fields.next() == Some("4294967295")
+}
+
+/// The directory of containers' states when `--root` is not given: `/run/proa`, or `$XDG_RUNTIME_DIR/proa` for a caller
+/// that is not host root. The flag says whether it is the latter.
+pub fn default_root() -> (PathBuf, bool) {
+    let xdg = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    match xdg {
+        Some(dir) if honours_xdg() => (PathBuf::from(dir).join("proa"), true),
+        _ => (PathBuf::from("/run/proa"), false),
+    }
+}
+
+/// Host root uses `/run/proa` even where a login session set `XDG_RUNTIME_DIR`: its containers outlive the session. Root of
+/// a user namespace is a user, unless `USER` says that the namespace plays a whole machine.
+fn honours_xdg() -> bool {
+    if !nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    in_user_namespace() && std::env::var_os("USER").is_none_or(|user| user != "root")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_range_is_the_identity() {
+        assert!(is_identity("         0          0 4294967295\n"));
+        assert!(!is_identity("         0       1000          1\n"));
+        assert!(!is_identity("         0          0      65536\n"));
+        assert!(!is_identity(""));
+    }
+
+    #[test]
+    fn the_callers_word_on_rootless_counts() {
+        assert!(Host::probe(Some(true)).rootless);
+        assert!(!Host::probe(Some(false)).rootless);
+    }
 }

@@ -13,6 +13,8 @@ pub mod cli;
 pub mod config;
 pub mod host;
 pub mod launch;
+pub mod logging;
+pub mod namespace;
 pub mod plan;
 pub mod process;
 pub mod rootfs;

@@ -1,5 +1,14 @@
-//! The `proa` command.
+//! The `proa` command, and the init of native containers.
 
-fn main() -> std::process::ExitCode {
-    proa::cli::main()
+use proa_executor::native::NativeHandler;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // Before anything of the command line is touched: init starts with every container.
+    match arguments.get(1) {
+        Some(verb) if verb == "init" => proa::launch::init::main(&arguments[2..], &mut NativeHandler::new()),
+        _ => proa::cli::main(),
+    }
 }

@@ -4,8 +4,10 @@
 //! [`Handler::prepare`] while the host's files can still be seen (before pivot_root(2)), [`Handler::run`] after the process
 //! is confined.
 
+pub mod locate;
 pub mod native;
 pub mod recognise;
+pub mod wasm;
 
 use serde::{Deserialize, Serialize};
 use std::os::fd::BorrowedFd;
@@ -39,6 +41,12 @@ pub trait Handler {
     /// component, no engine), so that `create` reports it.
     fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<(), Error>;
 
+    /// Whether, as [`Handler::prepare`] found, the guest runs inside this process instead of replacing it with execve(2):
+    /// an LSM label then has to hold for this process from now on, not for the next program.
+    fn in_process(&self) -> bool {
+        false
+    }
+
     /// Called after pivot_root(2) and after credentials are final, in the guest's cwd, before the wait for `start`: the
     /// last chance to fail at `create` (a native program that is not found or not executable).
     fn check(&mut self, guest: &Guest) -> Result<(), Error>;
@@ -60,4 +68,35 @@ pub enum Error {
         /// e.g. `executable file not found in $PATH`, `permission denied`.
         cause: String,
     },
+    /// execve(2) failed. Worded as runc words it.
+    #[error("exec {path}: {cause}")]
+    Exec {
+        /// The program as it was found.
+        path: String,
+        /// The errno's text.
+        cause: String,
+    },
+    /// A string that can't be handed to the kernel or to the engine.
+    #[error("{field}[{index}] contains a NUL byte")]
+    Nul {
+        /// The field of config.json.
+        field: &'static str,
+        /// Its index.
+        index: usize,
+    },
+    /// The container asks for something that proa hasn't got.
+    #[error(transparent)]
+    Recognise(#[from] recognise::Error),
+    /// The WebAssembly module can't be executed.
+    #[error("wasm module {path}: {cause}")]
+    Module {
+        /// As given in `process.args[0]`.
+        path: String,
+        /// Why.
+        cause: wasm::Refusal,
+    },
+    /// There is no usable engine.
+    #[cfg(feature = "engine")]
+    #[error(transparent)]
+    Engine(#[from] wasm::EngineError),
 }

@@ -1,1 +1,253 @@
-//! Linux programs: looked up as execvp(3) does, in the container's root and with the container's `PATH`.
+//! Linux programs: looked up as runc does (the rules of Go's `exec.LookPath`), in the container's root and with the
+//! container's `PATH`.
+
+use crate::{Error, Guest, Handler};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::stat::{SFlag, stat};
+use nix::unistd::{AccessFlags, execve, faccessat};
+use std::ffi::CString;
+use std::os::fd::BorrowedFd;
+
+/// Executes the entrypoint with execve(2).
+#[derive(Debug, Default)]
+pub struct NativeHandler {
+    /// Made by `check`, so that nothing is left to do between the last seccomp filter and execve(2).
+    ready: Option<Ready>,
+}
+
+#[derive(Debug)]
+struct Ready {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+impl NativeHandler {
+    /// A handler that hasn't looked at anything yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+impl Handler for NativeHandler {
+    fn prepare(&mut self, _guest: &Guest, _rootfs: BorrowedFd<'_>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn check(&mut self, guest: &Guest) -> Result<(), Error> {
+        let path = look_up(&guest.args[0], search_path(&guest.env))?;
+        self.ready = Some(Ready {
+            path: c_string("process.args", 0, &path)?,
+            args: c_strings("process.args", &guest.args)?,
+            env: c_strings("process.env", &guest.env)?,
+        });
+        Ok(())
+    }
+
+    fn run(&mut self, guest: &Guest, _started: &mut dyn FnMut()) -> Error {
+        if self.ready.is_none() {
+            // The caller skipped `check`: the same answer, only later.
+            if let Err(error) = self.check(guest) {
+                return error;
+            }
+        }
+        let Some(ready) = &self.ready else {
+            unreachable!("check leaves it or fails")
+        };
+        let Err(errno) = execve(&ready.path, &ready.args, &ready.env);
+        Error::Exec {
+            path: ready.path.to_string_lossy().into_owned(),
+            cause: words(errno),
+        }
+    }
+}
+
+/// The last `PATH` of an environment: of several equal names, runc lets the last one win.
+pub(crate) fn search_path(env: &[String]) -> &str {
+    env.iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix("PATH="))
+        .unwrap_or("")
+}
+
+/// Finds the program as this process, with its root, cwd and credentials, sees it.
+fn look_up(program: &str, search: &str) -> Result<String, Error> {
+    let refuse = |cause: String| Error::Program {
+        program: program.to_owned(),
+        cause,
+    };
+    if program.contains('/') {
+        return executable(program).map(|()| program.to_owned()).map_err(refuse);
+    }
+    if !program.is_empty() && !search.is_empty() {
+        for dir in search.split(':') {
+            let path = if dir.is_empty() {
+                program.to_owned()
+            } else {
+                format!("{}/{program}", dir.trim_end_matches('/'))
+            };
+            if executable(&path).is_ok() {
+                // A PATH that leads into the working directory is refused by runc (Go 1.19), not skipped.
+                return if path.starts_with('/') {
+                    Ok(path)
+                } else {
+                    Err(refuse(
+                        "cannot run executable found relative to current directory".to_owned(),
+                    ))
+                };
+            }
+        }
+    }
+    Err(refuse("executable file not found in $PATH".to_owned()))
+}
+
+/// Whether `path` could be executed; if not, why, in Go's words.
+fn executable(path: &str) -> Result<(), String> {
+    let facts = stat(path).map_err(|errno| format!("stat {path}: {}", words(errno)))?;
+    if SFlag::from_bits_truncate(facts.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFDIR {
+        return Err(words(Errno::EISDIR));
+    }
+    // With the effective ids, which also sees `noexec` mounts and access control lists.
+    match faccessat(AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS) {
+        Ok(()) => Ok(()),
+        // A seccomp filter may refuse faccessat2(2) with EPERM; the mode bits are then all there is.
+        Err(Errno::ENOSYS | Errno::EPERM) if facts.st_mode & 0o111 != 0 => Ok(()),
+        Err(Errno::ENOSYS | Errno::EPERM) => Err(words(Errno::EACCES)),
+        Err(errno) => Err(words(errno)),
+    }
+}
+
+/// The text of an error number as Go prints it: strerror(3) in lower case.
+pub(crate) fn words(errno: Errno) -> String {
+    match errno {
+        Errno::ENOMEM => "cannot allocate memory".to_owned(),
+        Errno::EIO => "input/output error".to_owned(),
+        Errno::ELOOP => "too many levels of symbolic links".to_owned(),
+        _ => {
+            let text = errno.desc();
+            text[..1].to_ascii_lowercase() + &text[1..]
+        }
+    }
+}
+
+fn c_strings(field: &'static str, values: &[String]) -> Result<Vec<CString>, Error> {
+    values
+        .iter()
+        .enumerate()
+        .map(|(index, value)| c_string(field, index, value))
+        .collect()
+}
+
+pub(crate) fn c_string(field: &'static str, index: usize, value: &str) -> Result<CString, Error> {
+    CString::new(value).map_err(|_| Error::Nul { field, index })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A directory of this test's own, removed at the end.
+    struct Dir(std::path::PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("proa-native-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn file(&self, name: &str, mode: u32) -> String {
+            let path = self.0.join(name);
+            fs::write(&path, "#!/bin/sh\n").unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path.to_str().unwrap().to_owned()
+        }
+
+        fn path(&self) -> &str {
+            self.0.to_str().unwrap()
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn refusal(program: &str, search: &str) -> String {
+        look_up(program, search).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn refusals_are_worded_as_runc_words_them() {
+        let dir = Dir::new("words");
+        let plain = dir.file("plain", 0o644);
+        let root = dir.path();
+        assert_eq!(refusal("foo", ""), r#"exec: "foo": executable file not found in $PATH"#);
+        assert_eq!(
+            refusal("foo", root),
+            r#"exec: "foo": executable file not found in $PATH"#
+        );
+        assert_eq!(
+            refusal("plain", root),
+            r#"exec: "plain": executable file not found in $PATH"#
+        );
+        assert_eq!(refusal("", root), r#"exec: "": executable file not found in $PATH"#);
+        let missing = format!("{root}/x");
+        assert_eq!(
+            refusal(&missing, ""),
+            format!("exec: {missing:?}: stat {missing}: no such file or directory")
+        );
+        assert_eq!(refusal(&plain, ""), format!("exec: {plain:?}: permission denied"));
+        assert_eq!(refusal(root, ""), format!("exec: {root:?}: is a directory"));
+        let below = format!("{plain}/x");
+        assert_eq!(
+            refusal(&below, ""),
+            format!("exec: {below:?}: stat {below}: not a directory")
+        );
+    }
+
+    #[test]
+    fn the_first_executable_of_the_path_is_taken() {
+        let (first, second) = (Dir::new("first"), Dir::new("second"));
+        first.file("tool", 0o644);
+        let tool = second.file("tool", 0o755);
+        let search = format!("/nonexistent:{}:{}", first.path(), second.path());
+        assert_eq!(look_up("tool", &search).unwrap(), tool);
+        assert_eq!(look_up(&tool, "").unwrap(), tool);
+    }
+
+    #[test]
+    fn the_last_path_of_the_environment_counts() {
+        let env = ["PATH=/a", "PATHS=/c", "PATH=/b", "X=PATH=/d"].map(str::to_owned);
+        assert_eq!(search_path(&env), "/b");
+        assert_eq!(search_path(&[]), "");
+    }
+
+    #[test]
+    fn a_nul_byte_is_refused_with_its_place() {
+        let error = c_strings("process.env", &["A=1".to_owned(), "B=\0".to_owned()]).unwrap_err();
+        assert_eq!(error.to_string(), "process.env[1] contains a NUL byte");
+    }
+
+    #[test]
+    fn errors_of_execve_name_the_program() {
+        let dir = Dir::new("exec");
+        let garbage = dir.file("garbage", 0o755);
+        fs::write(&garbage, "\x7fELFgarbage").unwrap();
+        let guest = Guest {
+            args: vec![garbage.clone()],
+            cwd: "/".to_owned(),
+            ..Guest::default()
+        };
+        let mut handler = NativeHandler::new();
+        handler.check(&guest).unwrap();
+        assert_eq!(
+            handler.run(&guest, &mut || ()).to_string(),
+            format!("exec {garbage}: exec format error")
+        );
+    }
+}

@@ -1,6 +1,506 @@
 //! The command line: runc's grammar, one file a verb.
+//!
+//! ```text
+//! argv -> argv::canonical (Go's rules) -> clap (one verb's flags only) -> verb's Args -> verb::run -> exit status
+//! ```
+//!
+//! liboci-cli's argument structs are used where they have runc's shape; where they lack a flag or type it differently the
+//! verb has its own (docs/decisions/0003-command-line.md).
+
+mod argv;
+mod create;
+mod delete;
+mod events;
+mod exec;
+mod features;
+mod help;
+mod kill;
+mod list;
+mod pause;
+mod ps;
+mod run;
+mod signals;
+mod spec;
+mod start;
+mod state;
+mod units;
+mod update;
+
+use crate::cgroup::{self, Driver};
+use crate::state::Store;
+use crate::{config, host, launch, logging};
+use argv::Canonical;
+use clap::{Args, Command, FromArgMatches};
+use proa_executor::native::NativeHandler;
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
+
+/// The highest version of the runtime-spec that is implemented.
+pub const SPEC_VERSION: &str = "1.3.0";
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Argv(#[from] argv::Error),
+    #[error("{program}: {verb:?} requires {requirement} argument(s)")]
+    Arity {
+        program: String,
+        verb: &'static str,
+        requirement: String,
+    },
+    /// clap's words for a value of the wrong type.
+    #[error("{0}")]
+    Value(String),
+    #[error("No help topic for '{0}'")]
+    UnknownVerb(String),
+    #[error("{verb} is not supported by this version of proa: checkpoint and restore come in a later release")]
+    Later { verb: &'static str },
+    #[error("argument {0} is not valid UTF-8")]
+    NotUnicode(usize),
+    #[error("Option --root argument should not be set to /")]
+    RootIsRoot,
+    #[error("invalid value {0:?} for --rootless: must be true, false or auto")]
+    Rootless(String),
+    #[error("{call} {path}: {source}", path = path.display())]
+    Path {
+        call: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("--preserve-fds must not be negative: {0}")]
+    PreserveFds(i32),
+    #[error("invalid format option")]
+    Format,
+    #[error("write to stdout: {0}")]
+    Stdout(#[source] std::io::Error),
+    #[error("proa create failed: {0}")]
+    Create(#[source] Box<Error>),
+    #[error("proa run failed: {0}")]
+    Run(#[source] Box<Error>),
+    #[error("exec failed: {0}")]
+    Exec(#[source] Box<Error>),
+    #[error(transparent)]
+    Log(#[from] logging::Error),
+    #[error(transparent)]
+    State(#[from] crate::state::Error),
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Launch(#[from] launch::Error),
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    #[error(transparent)]
+    Signal(#[from] signals::Unknown),
+    #[error(transparent)]
+    Process(#[from] exec::ProcessError),
+    #[error(transparent)]
+    Update(#[from] update::UpdateError),
+    #[error(transparent)]
+    Ps(#[from] ps::PsError),
+    #[error(transparent)]
+    Events(#[from] events::EventsError),
+    #[error(transparent)]
+    Spec(#[from] spec::SpecError),
+}
+
+impl From<crate::state::Refused> for Error {
+    fn from(refused: crate::state::Refused) -> Self {
+        Self::State(refused.into())
+    }
+}
+
+impl Error {
+    /// The exit status, as runc's (docs/exit-codes.md).
+    fn status(&self) -> u8 {
+        match self {
+            Self::Exec(_) => 255,
+            Self::UnknownVerb(_) => 3,
+            _ => 1,
+        }
+    }
+
+    /// Whether the caller should be shown how the verb is used.
+    fn is_usage(&self) -> bool {
+        matches!(self, Self::Argv(_) | Self::Arity { .. } | Self::Value(_))
+    }
+
+    fn path(call: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Path {
+            call,
+            path: path.into(),
+            source,
+        }
+    }
+}
+
+/// Flags before the verb (or, as in runc 1.5, after it).
+#[derive(Args, Debug)]
+struct GlobalArgs {
+    #[command(flatten)]
+    common: liboci_cli::GlobalOpts,
+    /// Ignore cgroup permission errors ('true', 'false', or 'auto')
+    #[arg(long, default_value = "auto")]
+    rootless: String,
+    /// Accepted for old callers; checkpoint and restore come later
+    #[arg(long, hide = true)]
+    criu: Option<PathBuf>,
+}
+
+/// What the global flags resolve to on this host.
+#[derive(Debug)]
+struct Globals {
+    store: Store,
+    /// Whether `--root` was given: a default root that does not exist is an empty list, a given one is an error.
+    root_given: bool,
+    driver: Driver,
+    rootless: Option<bool>,
+}
 
 /// Parses the command line, runs the verb, and maps its result to an exit status.
-pub fn main() -> std::process::ExitCode {
-    todo!()
+pub fn main() -> ExitCode {
+    let typed: Vec<OsString> = std::env::args_os().collect();
+    // The hidden verb: this very executable as the container's init. It comes before everything that costs time.
+    if typed.get(1).is_some_and(|verb| verb == "init") {
+        return launch::init::main(&typed[2..], &mut NativeHandler::new());
+    }
+    let mut args = typed.into_iter();
+    let program = args.next().unwrap_or_default().to_string_lossy().into_owned();
+    let args: Result<Vec<String>, Error> = args
+        .enumerate()
+        .map(|(at, arg)| arg.into_string().map_err(|_| Error::NotUnicode(at + 1)))
+        .collect();
+    match args.and_then(|args| dispatch(&program, &args)) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            report(&error);
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+/// To the log, and to stderr if that is not the log: once each.
+fn report(error: &Error) {
+    if let Error::UnknownVerb(_) | Error::Argv(_) | Error::NotUnicode(_) | Error::Log(_) = error {
+        // These can come before the log is set up; then it is stderr.
+        logging::init(None, logging::Format::Text, false).ok();
+    }
+    tracing::error!("{error}");
+    if logging::to_file() {
+        eprintln!("{error}");
+    }
+}
+
+fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
+    let globals = global_command();
+    let first = argv::canonical(None, &globals, args, Some(1)).inspect_err(|_| help::incorrect_usage(None))?;
+    if first.version {
+        return print(help::version().as_bytes());
+    }
+    let Some((verb, rest)) = first.positionals.split_first().filter(|_| !first.help) else {
+        return print(help::general().as_bytes());
+    };
+    let call = Call {
+        program,
+        globals,
+        typed: first.globals.clone(),
+        args: rest,
+    };
+    use Arity::{AtLeast, Between, Exactly};
+    match verb.as_str() {
+        "create" => call.run("create", Exactly(1), None, create::run),
+        "run" => call.run("run", Exactly(1), None, run::run),
+        "start" => call.run("start", Exactly(1), None, start::run),
+        "state" => call.run("state", Exactly(1), None, state::run),
+        "kill" => call.run("kill", Between(1, 2), None, kill::run),
+        "delete" => call.run("delete", Exactly(1), None, delete::run),
+        "exec" => call.run("exec", AtLeast(1), Some(1), exec::run),
+        "list" => call.run("list", Exactly(0), None, list::run),
+        "ps" => call.run("ps", AtLeast(1), Some(1), ps::run),
+        "pause" => call.run("pause", Exactly(1), None, pause::pause),
+        "resume" => call.run("resume", Exactly(1), None, pause::resume),
+        "update" => call.run("update", Exactly(1), None, update::run),
+        "events" => call.run("events", Exactly(1), None, events::run),
+        "spec" => call.run("spec", Exactly(0), None, spec::run),
+        "features" => call.run("features", Exactly(0), None, features::run),
+        "checkpoint" => call.later("checkpoint"),
+        "restore" => call.later("restore"),
+        "help" | "h" => match rest.first() {
+            None => print(help::general().as_bytes()),
+            Some(topic) => dispatch(program, &[topic.clone(), "--help".into()]),
+        },
+        other => {
+            call.set_up(&first.globals)?;
+            Err(Error::UnknownVerb(other.into()))
+        }
+    }
+}
+
+/// How many positional arguments a verb takes.
+#[derive(Clone, Copy)]
+enum Arity {
+    Exactly(usize),
+    AtLeast(usize),
+    Between(usize, usize),
+}
+
+impl Arity {
+    /// What is required, if `count` is not it.
+    fn unmet(self, count: usize) -> Option<String> {
+        match self {
+            Self::Exactly(n) if count != n => Some(format!("exactly {n}")),
+            Self::AtLeast(n) | Self::Between(n, _) if count < n => Some(format!("a minimum of {n}")),
+            Self::Between(_, n) if count > n => Some(format!("a maximum of {n}")),
+            _ => None,
+        }
+    }
+}
+
+/// A verb about to be run: nothing is known of its flags yet.
+struct Call<'a> {
+    program: &'a str,
+    globals: Command,
+    typed: Vec<String>,
+    args: &'a [String],
+}
+
+impl Call<'_> {
+    fn run<A: Args>(
+        &self,
+        verb: &'static str,
+        arity: Arity,
+        stop_after: Option<usize>,
+        run: fn(&Globals, A) -> Result<u8, Error>,
+    ) -> Result<u8, Error> {
+        let command = verb_command::<A>(verb);
+        let canonical = argv::canonical(Some(&command), &self.globals, self.args, stop_after);
+        // The log comes first: it has to hear of everything that is wrong, the verb's flags included.
+        let also = canonical.as_ref().map_or(&[][..], |canonical| &canonical.globals);
+        let globals = self.set_up(&[self.typed.as_slice(), also].concat())?;
+        let parsed = canonical.map_err(Error::from).and_then(|canonical| {
+            if canonical.help {
+                return Ok(None);
+            }
+            self.parse::<A>(verb, arity, command, canonical).map(Some)
+        });
+        match parsed {
+            Ok(Some(args)) => run(&globals, args),
+            Ok(None) => print(help::verb(&mut verb_command::<A>(verb)).as_bytes()),
+            Err(error) => {
+                if error.is_usage() {
+                    help::incorrect_usage(Some(&mut verb_command::<A>(verb)));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn parse<A: Args>(
+        &self,
+        verb: &'static str,
+        arity: Arity,
+        command: Command,
+        canonical: Canonical,
+    ) -> Result<A, Error> {
+        if let Some(requirement) = arity.unmet(canonical.positionals.len()) {
+            return Err(Error::Arity {
+                program: self.program.into(),
+                verb,
+                requirement,
+            });
+        }
+        if canonical.positionals.first().is_some_and(String::is_empty) {
+            return Err(crate::state::Error::EmptyId.into());
+        }
+        let line = canonical
+            .flags
+            .into_iter()
+            .chain(["--".into()])
+            .chain(canonical.positionals);
+        let matches = command
+            .no_binary_name(true)
+            .try_get_matches_from(line)
+            .map_err(value_error)?;
+        A::from_arg_matches(&matches).map_err(value_error)
+    }
+
+    fn later(&self, verb: &'static str) -> Result<u8, Error> {
+        if self.args.iter().any(|arg| matches!(arg.as_str(), "-h" | "--help")) {
+            return print(help::verb(&mut Command::new(verb)).as_bytes());
+        }
+        self.set_up(&self.typed)?;
+        Err(Error::Later { verb })
+    }
+
+    /// Resolves the global flags and sets up the log.
+    fn set_up(&self, typed: &[String]) -> Result<Globals, Error> {
+        let matches = self
+            .globals
+            .clone()
+            .no_binary_name(true)
+            .try_get_matches_from(typed)
+            .map_err(value_error)?;
+        let args = GlobalArgs::from_arg_matches(&matches).map_err(value_error)?;
+        let format = args.common.log_format.as_deref().unwrap_or_default().parse()?;
+        let file = args.common.log.as_deref().filter(|path| !path.as_os_str().is_empty());
+        logging::init(file, format, args.common.debug)?;
+        let root_given = args.common.root.is_some();
+        let root = match args.common.root {
+            Some(root) => given_root(&root)?,
+            None => default_root()?,
+        };
+        let rootless = match args.rootless.as_str() {
+            auto if auto.is_empty() || auto.eq_ignore_ascii_case("auto") => None,
+            other => Some(argv::boolean(other).ok_or_else(|| Error::Rootless(other.into()))?),
+        };
+        let driver = if args.common.systemd_cgroup {
+            Driver::Systemd
+        } else {
+            Driver::Cgroupfs
+        };
+        Ok(Globals {
+            store: Store::new(root),
+            root_given,
+            driver,
+            rootless,
+        })
+    }
+}
+
+/// The global flags, without the short forms that liboci-cli has and runc has not.
+fn global_command() -> Command {
+    let mut command = GlobalArgs::augment_args(Command::new("proa")).disable_help_flag(true);
+    for arg in ["log", "root", "systemd_cgroup"] {
+        command = command.mut_arg(arg, |arg| arg.short(None));
+    }
+    command
+}
+
+/// A verb's flags, with liboci-cli's short forms put right.
+fn verb_command<A: Args>(verb: &'static str) -> Command {
+    use clap::builder::Resettable::Reset;
+    // What the structs say of themselves is for those who read the code.
+    let command = A::augment_args(Command::new(verb))
+        .disable_help_flag(true)
+        .about(Reset)
+        .long_about(Reset);
+    match verb {
+        "create" | "run" => command
+            .mut_arg("console_socket", |arg| arg.short(None))
+            .mut_arg("pid_file", |arg| arg.short(None)),
+        "list" => command.mut_arg("format", |arg| arg.short('f')),
+        _ => command,
+    }
+}
+
+/// clap's message without its trimmings.
+fn value_error(error: clap::Error) -> Error {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    Error::Value(line.strip_prefix("error: ").unwrap_or(line).into())
+}
+
+/// `--root` as an absolute path without `.` and `..`; never the root of the file system, where deleting a container called
+/// `etc` would be a catastrophe.
+fn given_root(root: &Path) -> Result<PathBuf, Error> {
+    let absolute = absolute(root)?;
+    let mut clean = PathBuf::from("/");
+    for part in absolute.components() {
+        match part {
+            Component::ParentDir => {
+                clean.pop();
+            }
+            Component::Normal(name) => clean.push(name),
+            _ => {}
+        }
+    }
+    if clean == Path::new("/") {
+        Err(Error::RootIsRoot)
+    } else {
+        Ok(clean)
+    }
+}
+
+fn default_root() -> Result<PathBuf, Error> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let (root, xdg) = host::default_root();
+    if xdg {
+        // The XDG base directory specification: what must not be pruned automatically has the sticky bit.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&root)
+            .map_err(Error::path("mkdir", &root))?;
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(0o1700))
+            .map_err(Error::path("chmod", &root))?;
+    }
+    Ok(root)
+}
+
+/// A path that stays right after chdir(2).
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    if path.as_os_str().is_empty() {
+        return std::env::current_dir().map_err(Error::path("getcwd", path));
+    }
+    std::path::absolute(path).map_err(Error::path("getcwd", path))
+}
+
+fn absolute_option(path: Option<PathBuf>) -> Result<Option<PathBuf>, Error> {
+    path.filter(|path| !path.as_os_str().is_empty())
+        .map(|path| absolute(&path))
+        .transpose()
+}
+
+fn preserve_fds(count: i32) -> Result<u32, Error> {
+    u32::try_from(count).map_err(|_| Error::PreserveFds(count))
+}
+
+/// Writes to stdout, whole; success is exit status 0.
+fn print(bytes: &[u8]) -> Result<u8, Error> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush()).map_err(Error::Stdout)?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_is_absolute_and_never_the_root() {
+        assert_eq!(given_root(Path::new("/run/../var/./x/")).unwrap(), Path::new("/var/x"));
+        for root in ["/", "//", "/..", "/a/..", "../../../../../../../../../../../../.."] {
+            assert!(matches!(given_root(Path::new(root)), Err(Error::RootIsRoot)), "{root}");
+        }
+        assert_eq!(
+            given_root(Path::new("x")).unwrap(),
+            std::env::current_dir().unwrap().join("x")
+        );
+    }
+
+    #[test]
+    fn every_verbs_flags_are_sound() {
+        global_command().debug_assert();
+        verb_command::<create::CreateArgs>("create").debug_assert();
+        verb_command::<run::RunArgs>("run").debug_assert();
+        verb_command::<exec::ExecArgs>("exec").debug_assert();
+        verb_command::<kill::KillArgs>("kill").debug_assert();
+        verb_command::<update::UpdateArgs>("update").debug_assert();
+        verb_command::<events::EventsArgs>("events").debug_assert();
+        verb_command::<liboci_cli::List>("list").debug_assert();
+        verb_command::<liboci_cli::Ps>("ps").debug_assert();
+        verb_command::<liboci_cli::Spec>("spec").debug_assert();
+        verb_command::<liboci_cli::Delete>("delete").debug_assert();
+    }
+
+    #[test]
+    fn exit_statuses_are_runcs() {
+        let error = || Error::State(crate::state::Error::NotFound);
+        assert_eq!(error().status(), 1);
+        assert_eq!(Error::Create(Box::new(error())).status(), 1);
+        assert_eq!(Error::Exec(Box::new(error())).status(), 255);
+        assert_eq!(Error::UnknownVerb("x".into()).status(), 3);
+    }
 }

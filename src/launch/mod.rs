@@ -1,8 +1,21 @@
 //! From a plan to a running container: the parent's side, the init's side, and the protocol between them.
 
+pub mod channel;
+mod create;
+mod exec;
+mod foreground;
+pub mod handover;
+pub mod hooks;
+pub mod image;
+pub mod init;
+mod parent;
+pub mod spawn;
+mod start;
+mod terminal;
+
 use crate::cgroup;
 use crate::config::Config;
-use crate::state::Store;
+use crate::state::{Container, Store};
 use oci_spec::runtime::Process;
 use std::path::PathBuf;
 
@@ -45,8 +58,6 @@ pub struct RunOptions {
 /// The arguments of `exec`, the process already merged from `--process` or the flags and the container's config.
 #[derive(Clone, Debug)]
 pub struct ExecOptions {
-    /// The container.
-    pub id: String,
     /// The process to run.
     pub process: Process,
     /// `--console-socket`.
@@ -61,34 +72,123 @@ pub struct ExecOptions {
     pub preserve_fds: u32,
     /// `--cgroup`, a path below the container's cgroup.
     pub cgroup: Option<String>,
-    /// `--ignore-paused`.
-    pub ignore_paused: bool,
 }
 
 /// Why a container could not be launched.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
+pub enum Error {
+    /// The configuration can't be read.
+    #[error(transparent)]
+    Config(#[from] crate::config::Error),
+    /// The configuration can't be carried out.
+    #[error(transparent)]
+    Plan(#[from] crate::plan::Error),
+    /// The container's state.
+    #[error(transparent)]
+    State(#[from] crate::state::Error),
+    /// Its cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// Its namespaces.
+    #[error(transparent)]
+    Namespace(#[from] crate::namespace::Error),
+    /// Its file system.
+    #[error(transparent)]
+    Rootfs(#[from] crate::rootfs::Error),
+    /// Its process.
+    #[error(transparent)]
+    Process(#[from] crate::process::Error),
+    /// The init image.
+    #[error(transparent)]
+    Image(#[from] image::Error),
+    /// What init is handed.
+    #[error(transparent)]
+    Handover(#[from] handover::Error),
+    /// The first process.
+    #[error(transparent)]
+    Spawn(#[from] spawn::Error),
+    /// The line to init.
+    #[error(transparent)]
+    Channel(#[from] channel::Error),
+    /// A hook.
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
+    /// Init said why. Words are runc's, which Docker and podman look for the cause behind.
+    #[error("unable to start container process: {0}")]
+    Init(String),
+    /// Init ended without a word.
+    #[error("the container's init ended before the container was set up")]
+    InitGone,
+    /// A call on a path failed.
+    #[error("{call} {path}: {source}", path = path.display())]
+    Path {
+        /// The call.
+        call: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A call failed.
+    #[error("{call}: {errno}")]
+    Call {
+        /// The call with its arguments.
+        call: String,
+        /// Why.
+        errno: nix::errno::Errno,
+    },
+    /// `--preserve-fds` or `LISTEN_FDS` promise more than there is.
+    #[error("unable to stat preserved-fd {fd} (of {count}): it is not open")]
+    PreservedDescriptor {
+        /// The first that is missing.
+        fd: i32,
+        /// How many were promised.
+        count: u32,
+    },
+    /// `--pidfd-socket` on a kernel without pidfds.
+    #[error("--pidfd-socket: this kernel has no pidfd (it needs Linux 5.3)")]
+    NoPidfd,
+    /// A filter without SCMP_ACT_NOTIFY returned a listener.
+    #[error("linux.seccomp.listenerPath: missing, yet the filter notifies")]
+    UnexpectedListener,
+    /// Words are runc's.
+    #[error("cannot allocate tty if runc will detach without setting console socket")]
+    TerminalNeedsSocket,
+    /// Words are runc's.
+    #[error("cannot use console socket if runc will not detach or allocate tty")]
+    SocketWithoutTerminal,
+}
+
+impl Error {
+    fn path(call: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Path { call, path, source }
+    }
+}
 
 /// `proa create`: returns when the container's init waits for `start`.
 pub fn create(store: &Store, options: &CreateOptions) -> Result<(), Error> {
-    let _ = (store, options);
-    todo!()
+    create::create(store, options, create::StartBy::Socket, true)?.keep();
+    Ok(())
 }
 
 /// `proa run`: returns the exit status of the container (128 + the signal that ended it), or 0 with `detach`.
 pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8, Error> {
-    let _ = (store, options, run);
-    todo!()
+    foreground::run(store, options, run)
 }
 
 /// `proa start`.
 pub fn start(store: &Store, id: &str) -> Result<(), Error> {
-    let _ = (store, id);
-    todo!()
+    start::start(store, id)
 }
 
-/// `proa exec`: returns the exit status of the process, or 0 with `detach`. `config` is the container's stored one.
-pub fn exec(store: &Store, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
-    let _ = (store, config, options);
-    todo!()
+/// `proa exec` in a container that may be executed in: returns the exit status of the process, or 0 with `detach`.
+/// `config` is the container's stored one.
+pub fn exec(store: &Store, container: &Container, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
+    exec::exec(store, container, config, options)
+}
+
+/// The `poststop` hooks of a container that was deleted; a failing one is only logged.
+pub fn poststop(config: &Config, record: &crate::state::Record) {
+    start::poststop(config, record);
 }

@@ -1,1 +1,139 @@
 //! From a configuration and facts about the host to a plan: pure, no system call, testable without root.
+
+use crate::cgroup::{self, Driver};
+use crate::config::Config;
+use crate::host::Host;
+use crate::namespace::{self, Kind};
+use crate::{process, rootfs};
+use oci_spec::runtime::{Hooks, LinuxSeccomp};
+use proa_executor::recognise;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// A container, resolved and validated: everything that `create` does follows from this.
+#[derive(Debug)]
+pub struct Plan {
+    /// The container's id.
+    pub id: String,
+    /// `ociVersion`, as written.
+    pub oci_version: String,
+    /// The bundle directory, absolute.
+    pub bundle: PathBuf,
+    /// Which executable becomes init.
+    pub hull: proa_executor::Hull,
+    /// The namespaces.
+    pub namespaces: namespace::Plan,
+    /// The file system.
+    pub rootfs: rootfs::Plan,
+    /// The process.
+    pub process: process::Plan,
+    /// The cgroup.
+    pub cgroup: cgroup::Plan,
+    /// `linux.seccomp`, to be compiled.
+    pub seccomp: Option<LinuxSeccomp>,
+    /// `hooks`.
+    pub hooks: Hooks,
+    /// `annotations`.
+    pub annotations: HashMap<String, String>,
+}
+
+/// What the command line and the caller's environment say.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The container's id, valid.
+    pub id: &'a str,
+    /// The bundle directory, absolute.
+    pub bundle: &'a Path,
+    /// The name proa was called by.
+    pub program: &'a str,
+    /// `--no-pivot`.
+    pub no_pivot: bool,
+    /// `--no-new-keyring`.
+    pub no_new_keyring: bool,
+    /// `--systemd-cgroup`.
+    pub driver: Driver,
+    /// How many descriptors systemd's socket activation passed (`LISTEN_FDS`), sd_listen_fds(3).
+    pub listen_fds: u32,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A required part of config.json is missing. Words are runc's.
+    #[error("{0}")]
+    Missing(&'static str),
+    /// Namespaces.
+    #[error(transparent)]
+    Namespace(#[from] namespace::Error),
+    /// File system.
+    #[error(transparent)]
+    Rootfs(#[from] rootfs::Error),
+    /// Process.
+    #[error(transparent)]
+    Process(#[from] process::Error),
+    /// Cgroup.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    /// The entrypoint's kind.
+    #[error(transparent)]
+    Executor(#[from] proa_executor::Error),
+}
+
+/// Resolves `config` for this host.
+pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Plan, Error> {
+    let spec = &config.spec;
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or(Error::Missing("linux property must not be empty"))?;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or(Error::Missing("process property must not be empty"))?;
+    let annotations = spec.annotations().clone().unwrap_or_default();
+    let options = process::Options {
+        no_new_keyring: request.no_new_keyring,
+        exec: false,
+        rootless: host.rootless,
+    };
+    let mut process = process::plan(process, spec, request.id, options)?;
+    if request.listen_fds > 0 {
+        process.guest.env.push(format!("LISTEN_FDS={}", request.listen_fds));
+        process.guest.env.push("LISTEN_PID=1".into());
+    }
+    let program = process.guest.args.first().map_or("", String::as_str);
+    Ok(Plan {
+        id: request.id.into(),
+        oci_version: spec.version().clone(),
+        bundle: request.bundle.into(),
+        hull: recognise::hull(&annotations, request.program, program)?,
+        namespaces: namespace::plan(spec)?,
+        rootfs: rootfs::plan(
+            spec,
+            request.bundle,
+            host,
+            rootfs::Options {
+                no_pivot: request.no_pivot,
+            },
+        )?,
+        cgroup: cgroup::plan(spec, request.id, request.driver, host)?,
+        seccomp: linux.seccomp().clone(),
+        hooks: spec.hooks().clone().unwrap_or_default(),
+        annotations,
+        process,
+    })
+}
+
+impl Plan {
+    /// The namespaces the first process is cloned into right away. The cgroup namespace is made later, by init itself,
+    /// once it is in its cgroup; the time namespace only by a process in the middle.
+    pub fn cloned_namespaces(&self) -> Vec<Kind> {
+        let later = |kind: &&Kind| matches!(kind, Kind::Cgroup | Kind::Time);
+        self.namespaces
+            .new
+            .iter()
+            .filter(|kind| !later(kind))
+            .copied()
+            .collect()
+    }
+}

@@ -1,26 +1,85 @@
 //! The container's process: credentials, limits, confinement (`process` of config.json and the process-wide parts of
-//! `linux`: seccomp, personality, memory policy, intelRdt refusal).
+//! `linux`: seccomp, personality, memory policy, intelRdt).
 //!
-//! [`plan`] is pure. [`tune`] runs in the parent with the host's privileges; everything else runs in the container's
-//! init, in this order: [`early`], (file system), [`labels`], [`confine`], and [`seal`] as the very last step.
+//! [`plan`] is pure. [`check_host`], [`filter`] and [`tune`] run in the parent with the host's privileges; everything else
+//! runs in the container's init (or in an `exec`), in this order:
+//!
+//! ```text
+//! early      first of all: not dumpable, so that a container's root can't look into it
+//!            (namespaces are joined; the file system is made and entered)
+//! make_cwd   before the root becomes read-only; not for an exec
+//! labels     keyring, AppArmor, no_new_privs, scheduler, I/O priority, personality, memory policy, SELinux
+//! confine    umask, stdio's owner, cwd, HOME, bounding set, groups, ids, [seccomp,] capabilities
+//! seal       [seccomp]
+//! ```
+//!
+//! Seccomp comes last, so that a profile need not allow what set-up does. Without no_new_privs it takes CAP_SYS_ADMIN, so
+//! then it comes just before the capabilities go; after it the profile must allow only what runc also needs: capset(2),
+//! prctl(2), and what the caller does from there to execve(2).
 
-use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxSeccomp, Process, Spec};
+mod affinity;
+mod cache;
+mod capabilities;
+mod credentials;
+mod environment;
+mod keyring;
+mod lsm;
+pub mod notify;
+mod plan;
+pub mod rdt;
+mod schedule;
+mod seccomp;
+mod tune;
+
+pub use capabilities::Capabilities;
+pub use keyring::Keyring;
+pub use plan::{Affinity, MemoryPolicy, Rlimit, Scheduler, User, plan};
+pub use seccomp::{Filter, filter};
+pub use tune::{check_host, tune};
+
+use nix::errno::Errno;
 use proa_executor::Guest;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::PathBuf;
 
 /// What is to be done to the process, resolved and validated.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
-    /// args, env, cwd: what the handler executes. `env` has `HOME` added if the config has none (looked up by uid in the
-    /// container's /etc/passwd by [`confine`]).
+    /// args, env, cwd: what the handler executes. `env` has no duplicates; [`confine`] adds `HOME` if the config has none.
     pub guest: Guest,
     /// `process.terminal`.
     pub terminal: bool,
     /// `process.consoleSize` as (rows, columns).
     pub console_size: Option<(u16, u16)>,
+    /// `process.user`.
+    pub user: User,
+    /// `process.capabilities`. Without it, as in runc, the process keeps none.
+    pub capabilities: Capabilities,
+    /// `process.noNewPrivileges`.
+    pub no_new_privileges: bool,
+    /// `process.rlimits`, each resource at most once.
+    pub rlimits: Vec<Rlimit>,
+    /// `process.oomScoreAdj`.
+    pub oom_score_adj: Option<i32>,
+    /// `process.apparmorProfile`.
+    pub apparmor_profile: Option<String>,
+    /// `process.selinuxLabel`.
+    pub selinux_label: Option<String>,
+    /// `process.ioPriority` as ioprio_set(2) takes it.
+    pub io_priority: Option<i32>,
+    /// `process.scheduler`.
+    pub scheduler: Option<Scheduler>,
+    /// `process.execCPUAffinity`; only for an `exec`.
+    pub affinity: Option<Affinity>,
+    /// The session keyring; none with `--no-new-keyring`.
+    pub keyring: Option<Keyring>,
+    /// `linux.personality`: the persona of personality(2).
+    pub personality: Option<i32>,
+    /// `linux.memoryPolicy`.
+    pub memory_policy: Option<MemoryPolicy>,
+    /// `linux.intelRdt`; not for an `exec`, which inherits its container's group.
+    pub rdt: Option<rdt::Group>,
 }
 
 /// What the command line says about the process.
@@ -28,65 +87,213 @@ pub struct Plan {
 pub struct Options {
     /// `--no-new-keyring`.
     pub no_new_keyring: bool,
-    /// The process joins a running container (`exec`): no personality or memory policy of `linux`, exec's CPU affinity.
+    /// The process joins a running container (`exec`).
     pub exec: bool,
+    /// The caller isn't the host's root: additional groups that can't be set are no error.
+    pub rootless: bool,
 }
 
-/// Why the process can't be set up; names the field and the value, or the call and its arguments.
+/// Why the process can't be set up; names the field and the value, or the call and its arguments. Worded as runc words it
+/// where runc has words.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {}
-
-/// A compiled seccomp filter as the container's init receives it.
-#[derive(Debug)]
-pub struct Filter {
-    /// What to install.
-    pub program: proa_seccomp::Program,
-    /// `linux.seccomp.listenerPath`, where the parent sends the listener descriptor.
-    pub listener: Option<(std::path::PathBuf, String)>,
+pub enum Error {
+    /// A field's value can't be used.
+    #[error("{field}: {problem}")]
+    Field {
+        /// Where in config.json, e.g. `process.cwd`.
+        field: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A system call failed.
+    #[error("{call}: {source}")]
+    Call {
+        /// What for, and the call with its arguments.
+        call: String,
+        /// Why.
+        source: Errno,
+    },
+    /// A file of the host or of procfs can't be read or written.
+    #[error("{action} {path}: {source}", path = path.display())]
+    File {
+        /// e.g. `write -500 to`.
+        action: String,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The seccomp profile can't be compiled.
+    #[error("unable to init seccomp: {0}")]
+    Seccomp(#[from] proa_seccomp::Error),
+    /// `process.cwd` can't be entered.
+    #[error("chdir to cwd ({cwd:?}) set in config.json failed: {source}")]
+    Cwd {
+        /// `process.cwd`.
+        cwd: String,
+        /// Why.
+        source: Errno,
+    },
+    /// `process.cwd` led out of the container (CVE-2024-21626).
+    #[error(
+        "current working directory is outside of container mount namespace root -- possible container breakout detected"
+    )]
+    Breakout,
+    /// `process.user` isn't mapped into the user namespace.
+    #[error("cannot {call} to unmapped {what} {id} in user namespace")]
+    Unmapped {
+        /// `setuid` or `setgid`.
+        call: &'static str,
+        /// `uid` or `gid`.
+        what: &'static str,
+        /// As in the config.
+        id: u32,
+    },
+    /// Capabilities that proa itself doesn't have.
+    #[error("unable to apply caps: can't apply capabilities: {}: operation not permitted", .missing.join(", "))]
+    Capabilities {
+        /// The names, or what else the kernel refused.
+        missing: Vec<String>,
+    },
+    /// AppArmor is asked for and not there.
+    #[error("unable to apply apparmor profile {profile:?}: apparmor: config provided but apparmor not supported")]
+    NoAppArmor {
+        /// `process.apparmorProfile`.
+        profile: String,
+    },
+    /// AppArmor refuses the profile.
+    #[error("unable to apply apparmor profile: apparmor failed to apply profile: {command:?}: {source}")]
+    AppArmor {
+        /// What was written to the attribute, e.g. `exec docker-default`.
+        command: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// SELinux is asked for and not there.
+    #[error("selinux label is specified in config, but selinux is disabled or not supported")]
+    NoSelinux,
+    /// SELinux refuses the label.
+    #[error("can't set process label: write {label:?} to /proc/thread-self/attr/{attribute}: {source}")]
+    Selinux {
+        /// `exec`, `current` or `keycreate`.
+        attribute: &'static str,
+        /// `process.selinuxLabel`.
+        label: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// `linux.intelRdt` is asked for and not there.
+    #[error("linux.intelRdt: intelRdt is specified in config, but Intel RDT is not enabled: no resctrl at {path}", path = path.display())]
+    NoRdt {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The agent of `linux.seccomp.listenerPath` can't be reached.
+    #[error("failed to connect with seccomp agent specified in the seccomp profile: {path}: {source}", path = path.display())]
+    Agent {
+        /// `linux.seccomp.listenerPath`.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
-/// Resolves `process` (of the container, or of an `exec`), and what `spec.linux` says process-wide, for container `id`.
-pub fn plan(process: &Process, spec: &Spec, id: &str, options: Options) -> Result<Plan, Error> {
-    let _ = (process, spec, id, options);
-    todo!()
+impl Error {
+    fn field(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Field {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    fn call(call: impl Into<String>) -> impl FnOnce(Errno) -> Self {
+        move |source| Self::Call {
+            call: call.into(),
+            source,
+        }
+    }
 }
 
-/// In the parent: the compiled filter of `profile`, from the cache directory `cache` (made 0700 if missing, keyed by the
-/// profile's content and proa's version; an entry that is not ours is ignored) or compiled now.
-pub fn filter(profile: &LinuxSeccomp, cache: &Path) -> Result<Filter, Error> {
-    let _ = (profile, cache);
-    todo!()
+/// First in init, before a namespace of the container is joined: makes the process not dumpable, so that no process of the
+/// container may trace it or look into `/proc/PID` for descriptors that lead to the host (CVE-2016-9962). execve(2) undoes
+/// it; the in-process engine keeps it.
+pub fn early() -> Result<(), Error> {
+    nix::sys::prctl::set_dumpable(false).map_err(Error::call("prctl(PR_SET_DUMPABLE, 0)"))
 }
 
-/// In the parent, once `pid` exists and before it may go on: what needs the host's privileges even if the container has
-/// a user namespace (resource limits by prlimit(2), oom_score_adj, exec's initial CPU affinity).
-pub fn tune(plan: &Plan, pid: Pid) -> Result<(), Error> {
-    let _ = (plan, pid);
-    todo!()
+/// Makes `process.cwd` where it is missing, as runc does. Called in the container's root, before it becomes read-only.
+pub fn make_cwd(plan: &Plan) -> Result<(), Error> {
+    credentials::make_cwd(&plan.guest.cwd)
 }
 
-/// First in init: the session keyring, scheduler, I/O priority, memory policy, dumpability.
-pub fn early(plan: &Plan) -> Result<(), Error> {
-    let _ = plan;
-    todo!()
-}
-
-/// After the file system is done: AppArmor, SELinux (for the next execve if `native`, for this process from now on if
-/// not), personality, no_new_privs.
+/// After the file system is done: the session keyring, AppArmor and SELinux (for the next execve if `native`, for this
+/// process from now on if not), no_new_privs, scheduler, I/O priority, personality, memory policy.
 pub fn labels(plan: &Plan, native: bool) -> Result<(), Error> {
-    let _ = (plan, native);
-    todo!()
+    if let Some(keyring) = &plan.keyring {
+        keyring::join(keyring, plan.selinux_label.as_deref())?;
+    }
+    // Before no_new_privs, which restricts the profiles that a process may change to.
+    if let Some(profile) = &plan.apparmor_profile {
+        lsm::apparmor(profile, native)?;
+    }
+    if plan.no_new_privileges {
+        nix::sys::prctl::set_no_new_privs().map_err(Error::call("prctl(PR_SET_NO_NEW_PRIVS, 1)"))?;
+    }
+    schedule::apply(plan)?;
+    // After all else that may execute something on behalf of the runtime: it is for the next execve.
+    if let Some(label) = &plan.selinux_label {
+        lsm::selinux(if native { "exec" } else { "current" }, label)?;
+    }
+    Ok(())
 }
 
-/// Gives up privileges: seccomp first if no_new_privs is off, bounding set, groups, ids, capabilities, umask, cwd, `HOME`.
-/// Returns the seccomp listener if one was made. Updates `plan.guest.env`.
-pub fn confine(plan: &mut Plan, filter: Option<&Filter>) -> Result<Option<OwnedFd>, Error> {
-    let _ = (plan, filter);
-    todo!()
+/// Gives up privileges: umask, ownership of stdio, cwd, `HOME` (which updates `plan.guest.env`), bounding set, groups, ids,
+/// seccomp if no_new_privs is off, capabilities. Returns the seccomp listener if one was made: hand it to the parent with
+/// as few kinds of system calls as possible, since from here on each may wait for the agent that has not got it yet.
+pub fn confine(plan: &mut Plan, filter: Option<&Filter>, native: bool) -> Result<Option<OwnedFd>, Error> {
+    credentials::set_umask(&plan.user);
+    // While it may still be done: the new owner could not give itself a file of somebody else.
+    credentials::own_stdio(plan.user.uid)?;
+    // First with root's rights: the directory may be one that only they can enter.
+    let entered = credentials::enter_cwd(&plan.guest.cwd)?;
+    environment::add_home(&mut plan.guest.env, plan.user.uid);
+
+    let capabilities = plan.capabilities.supported()?;
+    // Takes CAP_SETPCAP, so before anything is given up.
+    capabilities.limit_bounding()?;
+    credentials::become_user(&plan.user)?;
+    if !entered {
+        // Then with the user's own rights: root of a user namespace, or of an NFS client, may have less.
+        credentials::enter_cwd_as_user(&plan.guest.cwd)?;
+    }
+    credentials::verify_cwd()?;
+
+    let listener = match filter {
+        Some(filter) if !plan.no_new_privileges => {
+            if plan.user.uid != 0 {
+                // Leaving uid 0 emptied the effective set, and this takes CAP_SYS_ADMIN.
+                capabilities::regain()?;
+            }
+            seccomp::install(filter, native)?
+        }
+        _ => None,
+    };
+    capabilities.apply()?;
+    if plan.user.uid != 0 {
+        credentials::forget_keeping()?;
+    }
+    Ok(listener)
 }
 
-/// The very last step: seccomp if no_new_privs is on. Returns the listener if one was made.
-pub fn seal(plan: &Plan, filter: Option<&Filter>) -> Result<Option<OwnedFd>, Error> {
-    let _ = (plan, filter);
-    todo!()
+/// The very last step: seccomp if no_new_privs is on. Returns the listener if one was made, see [`confine`].
+pub fn seal(plan: &Plan, filter: Option<&Filter>, native: bool) -> Result<Option<OwnedFd>, Error> {
+    match filter {
+        Some(filter) if plan.no_new_privileges => seccomp::install(filter, native),
+        _ => Ok(None),
+    }
 }
+
+#[cfg(test)]
+mod confined_tests;
+#[cfg(test)]
+mod tests;

@@ -1,17 +1,131 @@
 //! The container's file system: mounts, devices, pivot_root, masked and read-only paths.
 //!
-//! [`plan`] is pure. [`open_sources`] runs in the parent. The rest runs in the container's init, in its new mount
-//! namespace, as phases that consume each other: [`mount_all`] -> [`Mounted`] -> [`Entered`].
+//! [`plan`] is pure but for looking at the root. [`open_sources`] runs in the parent. The rest runs in the container's
+//! init, in its new mount namespace, as phases that consume each other: [`mount_all`] -> [`Mounted`] -> [`Entered`].
+//!
+//! The attacker is the image, and a running container that shares a volume with this one: both may hold symbolic links
+//! and exchange them at any moment. So a path below the root is looked up once, by the kernel, with openat2(2) and
+//! `RESOLVE_IN_ROOT`, and from then on only its descriptor is used: `move_mount` goes onto a descriptor, mount(2) onto
+//! `.` of a directory entered by fchdir(2).
+
+mod cgroup;
+mod console;
+mod copyup;
+mod devices;
+mod error;
+mod mounts;
+mod options;
+mod pivot;
+mod plan;
+pub mod procfs;
+mod protect;
+mod resolve;
+mod sources;
+mod sysctl;
+#[cfg(test)]
+mod tests;
+mod tree;
+
+pub use error::Error;
+pub use options::known as known_options;
+pub use sources::open_sources;
 
 use crate::host::Host;
+use error::Named;
 use oci_spec::runtime::Spec;
+use options::Parsed;
+use resolve::Root;
+use rustix::fs::Mode;
+use rustix::mount::MountPropagationFlags;
+use rustix::process::umask;
 use serde::{Deserialize, Serialize};
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
 
 /// The file system of a container, resolved and validated: flags parsed, devices merged with the default ones.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Plan {}
+pub struct Plan {
+    /// The root directory, absolute and free of symbolic links.
+    root: PathBuf,
+    /// `root.readonly`.
+    root_readonly: bool,
+    /// There is a mount namespace. Without one the file system is the host's, and nothing is done to it (as with runc).
+    private: bool,
+    userns: bool,
+    cgroupns: bool,
+    /// `linux.rootfsPropagation` as `MS_*`, 0 if not given.
+    propagation: u32,
+    no_pivot: bool,
+    /// `/dev` is the container's own, to be filled with devices and links.
+    setup_dev: bool,
+    mounts: Vec<Mount>,
+    devices: Vec<Device>,
+    masked: Vec<PathBuf>,
+    readonly_paths: Vec<PathBuf>,
+    /// (file below /proc/sys, value).
+    sysctl: Vec<(String, String)>,
+    label: Option<String>,
+    /// `process.cwd`, made if it is missing.
+    cwd: Option<PathBuf>,
+}
+
+/// One of `mounts`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Mount {
+    /// Its place in `mounts`.
+    index: usize,
+    /// Absolute and clean.
+    destination: PathBuf,
+    /// Absolute if it is a bind mount's.
+    source: PathBuf,
+    kind: Kind,
+    options: Parsed,
+    idmap: Option<Idmap>,
+    /// The detached mount that [`open_sources`] made.
+    opened: Option<RawFd>,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Kind {
+    /// A new mount of a file system of this type.
+    Fs(String),
+    /// A part of the file system that exists already.
+    Bind,
+    /// The cgroup file systems as this host has them.
+    Cgroup,
+}
+
+/// The id map of a mount.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Idmap {
+    recursive: bool,
+    /// The contents of `uid_map` and `gid_map`.
+    maps: Option<(String, String)>,
+    /// The user namespace to take the map from.
+    path: Option<PathBuf>,
+}
+
+type Id = u32;
+
+/// A device node.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Device {
+    path: PathBuf,
+    kind: DeviceKind,
+    major: u32,
+    minor: u32,
+    mode: u32,
+    uid: Id,
+    gid: Id,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum DeviceKind {
+    Char,
+    Block,
+    Fifo,
+}
 
 /// What the command line says about the file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -19,10 +133,6 @@ pub struct Options {
     /// `--no-pivot`: MS_MOVE and chroot(2) instead of pivot_root(2).
     pub no_pivot: bool,
 }
-
-/// Why the file system can't be made; names the field (`mounts[3].options`), the path, and the call.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
 
 /// The pseudo-terminal of a container: the master for the caller, the slave to become stdin, stdout and stderr.
 #[derive(Debug)]
@@ -34,50 +144,89 @@ pub struct Console {
 }
 
 /// Resolves `root`, `mounts`, `linux.devices`, `linux.maskedPaths`, `linux.readonlyPaths`, `linux.rootfsPropagation`,
-/// `linux.sysctl`, `linux.mountLabel` against `bundle` (absolute).
+/// `linux.sysctl`, `linux.mountLabel` against `bundle` (absolute). Looks at the root directory (it must be one, and no
+/// symbolic link may lead to it from the bundle) and touches nothing else.
 pub fn plan(spec: &Spec, bundle: &Path, host: &Host, options: Options) -> Result<Plan, Error> {
-    let _ = (spec, bundle, host, options);
-    todo!()
+    let root = resolve::find_root(spec, bundle)?;
+    plan::build(spec, bundle, root, host, options, procfs::is_own_net)
 }
 
-/// In the parent, before the clone: opens the mount sources that the container's init could not open or clone itself
-/// (bind sources under a user namespace, id-mapped mounts) as detached mounts, and notes their descriptor numbers in
-/// `plan`. The descriptors must stay open, and be inherited by init under the same numbers.
-pub fn open_sources(plan: &mut Plan) -> Result<Vec<OwnedFd>, Error> {
-    let _ = plan;
-    todo!()
+impl Plan {
+    /// The root file system's directory on the host, absolute and free of symbolic links.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
+
+/// `exec --tty`: allocates a pseudo-terminal in the devpts of the container that this process has joined.
+pub fn console_of_running() -> Result<Console, Error> {
+    console::open(&Root::new(resolve::open_dir(Path::new("/"))?), false)
 }
 
 /// Sets the root's propagation, makes the root file system a mount point, makes every mount, device node and default
 /// symlink below it.
 pub fn mount_all(plan: &Plan) -> Result<Mounted<'_>, Error> {
-    let _ = plan;
-    todo!()
+    if !plan.private {
+        let root = resolve::open_dir(Path::new("/"))?;
+        return Ok(Mounted {
+            plan,
+            root: Root::new(root),
+            host_proc: None,
+        });
+    }
+    // Modes are given in full below; the caller's mask must not take from them.
+    let mask = umask(Mode::empty());
+    let mounted = pivot::prepare(plan).and_then(|root| {
+        let mounted = Mounted {
+            plan,
+            root: Root::new(root),
+            host_proc: None,
+        };
+        mounts::all(plan, &mounted.root)?;
+        if plan.setup_dev {
+            devices::all(plan, &mounted.root)?;
+        }
+        Ok(mounted)
+    });
+    umask(mask);
+    let mut mounted = mounted?;
+    if !plan.sysctl.is_empty() {
+        mounted.host_proc = procfs::Procfs::host().ok();
+    }
+    Ok(mounted)
 }
 
 /// All mounts are made below the root file system; the host's root is still the process's root.
 #[derive(Debug)]
 pub struct Mounted<'a> {
     plan: &'a Plan,
-    root: OwnedFd,
+    root: Root,
+    /// The host's procfs, for sysctls of a container that has none itself.
+    host_proc: Option<procfs::Procfs>,
 }
 
 impl<'a> Mounted<'a> {
     /// An `O_PATH` descriptor of the container's root, with the mounts on top.
     pub fn root(&self) -> BorrowedFd<'_> {
-        use std::os::fd::AsFd;
         self.root.as_fd()
     }
 
-    /// Allocates a pseudo-terminal in the container's devpts and bind-mounts its slave on `/dev/console`.
+    /// Allocates a pseudo-terminal in the container's devpts and bind-mounts its slave on `/dev/console`. The size is
+    /// the caller's to set.
     pub fn console(&self) -> Result<Console, Error> {
-        let _ = self.plan;
-        todo!()
+        console::open(&self.root, self.plan.private)
     }
 
     /// Makes the container's root the process's root and detaches the host's.
     pub fn pivot(self) -> Result<Entered<'a>, Error> {
-        todo!()
+        if self.plan.private {
+            pivot::enter(self.plan, self.root.as_fd())?;
+        }
+        Ok(Entered {
+            plan: self.plan,
+            root: self.root.entered(),
+            host_proc: self.host_proc,
+        })
     }
 }
 
@@ -86,12 +235,37 @@ impl<'a> Mounted<'a> {
 pub struct Entered<'a> {
     /// The plan.
     pub plan: &'a Plan,
+    root: Root,
+    host_proc: Option<procfs::Procfs>,
 }
 
 impl Entered<'_> {
     /// Sets the root's final propagation, writes the sysctls, makes paths read-only and masks them, makes the root
     /// read-only. After this the file system is as the bundle says.
     pub fn finish(self) -> Result<(), Error> {
-        todo!()
+        if self.plan.private {
+            // pivot_root(2) demanded a private one; only now is "/" the container's and no more the host's.
+            let propagation = self.plan.propagation;
+            if propagation != 0 && propagation & options::PRIVATE == 0 {
+                rustix::mount::mount_change("/", MountPropagationFlags::from_bits_retain(propagation))
+                    .call(|| format!("mount(NULL, \"/\", NULL, {propagation:#x})"))?;
+            }
+            if let Some(cwd) = self.plan.cwd.as_ref().filter(|cwd| *cwd != Path::new("/")) {
+                self.root.make_dir(cwd)?;
+            }
+            if self.plan.setup_dev {
+                devices::reopen_null(&self.root)?;
+            }
+            protect::late_readonly(self.plan, &self.root)?;
+            if self.plan.root_readonly {
+                protect::root(&self.root)?;
+            }
+        }
+        procfs::write_sysctls(self.plan, self.host_proc.as_ref())?;
+        if self.plan.private {
+            protect::readonly(&self.plan.readonly_paths, &self.root)?;
+            protect::mask(&self.plan.masked, &self.root, self.plan.label.as_deref())?;
+        }
+        Ok(())
     }
 }

@@ -1,10 +1,33 @@
 //! What proa remembers of a container, under `--root` (default `/run/proa`): one directory a container, with
-//! `state.json` (written atomically), `config.json` (the bundle's as it was at create), `start.sock` (while init waits),
-//! and a lock file.
+//! `state.json` (written atomically), `config.json` (the bundle's as it was at create, with the limits as updated since)
+//! and `start.sock` (on which init listens until it is started).
+//!
+//! ```text
+//!   mkdir(2) is the reservation of an id        flock(2) of the directory is the lock of a container
+//!
+//!   create:   Store::reserve -> Reservation --save--> Creating ----commit----> Created
+//!                                  |drop                |drop
+//!                                  +--> removed <-------+
+//!   start, pause, resume, update, delete:  Store::open -> Container::lock -> require(action, status) -> change
+//!   state, list, ps, kill, events, exec:   Store::open -> require(action, status)
+//! ```
+//!
+//! A lock is released with its descriptor, so also when its holder dies; a `Creating` container whose lock is free is what
+//! a killed `create` left behind.
+
+mod container;
+pub mod process;
+mod status;
+
+pub use container::{Container, Locked, Reservation, START_SOCKET};
+pub use status::{Action, Refused, Status, require};
 
 use crate::cgroup;
+use crate::config;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The facts written at create; what changes (status) is computed from the kernel each time.
@@ -37,22 +60,6 @@ pub struct Record {
     pub terminal: bool,
 }
 
-/// A container's status, as the runtime-spec names it, with runc's additional `paused`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// `create` is under way (or died half-way).
-    Creating,
-    /// Init waits for `start`.
-    Created,
-    /// The user's program runs.
-    Running,
-    /// Init is gone, or a zombie.
-    Stopped,
-    /// The cgroup is frozen.
-    Paused,
-}
-
 /// Why the state can't be read or written; names the container and the path.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -65,6 +72,73 @@ pub enum Error {
     /// Not an id. Worded as runc words it.
     #[error("invalid container ID format: {0:?}")]
     InvalidId(String),
+    /// The id is empty. Worded as runc words it.
+    #[error("container id cannot be empty")]
+    EmptyId,
+    /// Another proa is creating this container just now.
+    #[error("container {0} is being created by another process")]
+    Busy(String),
+    /// The container's status forbids it.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// A file or directory of the store.
+    #[error("{call} {path}: {source}", path = path.display())]
+    File {
+        /// What was tried.
+        call: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// `state.json` is not what proa writes.
+    #[error("{path}: {source}", path = path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The stored `config.json`.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// The container's init has gone. Worded as runc words it.
+    #[error("container not running")]
+    NotRunning,
+    /// A signal can't be sent.
+    #[error("unable to signal init: {call}: {source}")]
+    Signal {
+        /// The call with its arguments.
+        call: String,
+        /// Why it failed.
+        source: nix::errno::Errno,
+    },
+    /// SIGKILL has been sent and a process is still there. Worded as runc words it.
+    #[error("container init still running")]
+    StillRunning,
+    /// A container that shares its pid namespace could not be killed.
+    #[error("unable to kill all processes: {0}")]
+    KillAll(#[source] cgroup::Error),
+    /// The cgroup can't be removed.
+    #[error("unable to remove container's cgroup: {0}")]
+    RemoveCgroup(#[source] cgroup::Error),
+    /// The resctrl group can't be removed. Worded as runc words it.
+    #[error("unable to remove container's IntelRDT group: {0}")]
+    RemoveRdt(#[source] crate::process::Error),
+    /// The cgroup can't be found again, or not be read.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+}
+
+impl Error {
+    /// For `map_err` of a call on a path.
+    fn file(call: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::File {
+            call,
+            path: path.into(),
+            source,
+        }
+    }
 }
 
 /// The directory of all containers' states (`--root`).
@@ -82,5 +156,83 @@ impl Store {
     /// The directory.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Where container `id` is kept. Only for an id that [`check_id`] accepts.
+    pub fn dir(&self, id: &str) -> Result<PathBuf, Error> {
+        check_id(id)?;
+        Ok(self.root.join(id))
+    }
+
+    /// Takes the id for a new container, and its lock. mkdir(2) decides between two who try at once.
+    pub fn reserve(&self, id: &str) -> Result<Reservation, Error> {
+        let dir = self.dir(id)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.root)
+            .map_err(Error::file("mkdir", &self.root))?;
+        // 0711: a container's root user that is nobody on the host must be able to reach the notify socket by its path.
+        match std::fs::DirBuilder::new().mode(0o711).create(&dir) {
+            Ok(()) => Reservation::new(dir),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(Error::Exists),
+            Err(error) => Err(Error::file("mkdir", &dir)(error)),
+        }
+    }
+
+    /// Reads what is known of container `id`. Takes no lock.
+    pub fn open(&self, id: &str) -> Result<Container, Error> {
+        Container::open(self.dir(id)?)
+    }
+
+    /// Removes a directory in which there is no `state.json`: what a `create` left that was killed early. Says whether there
+    /// was one; fails with [`Error::Busy`] if its creator lives.
+    pub fn remove_debris(&self, id: &str) -> Result<bool, Error> {
+        container::remove_debris(&self.dir(id)?, id)
+    }
+
+    /// The ids of all containers, in order. A store that does not exist is an error of kind `NotFound`.
+    pub fn ids(&self) -> Result<Vec<String>, Error> {
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&self.root).map_err(Error::file("open", &self.root))? {
+            let entry = entry.map_err(Error::file("read", &self.root))?;
+            let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            // Whatever else lies there (a cache, a foreign file) can't be a container's.
+            if let (true, Ok(name)) = (is_dir, entry.file_name().into_string())
+                && check_id(&name).is_ok()
+            {
+                ids.push(name);
+            }
+        }
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}
+
+/// What runc accepts as an id: ASCII letters, digits, `_`, `+`, `-`, `.`; not `.` or `..`; short enough for a directory's
+/// name (NAME_MAX).
+pub fn check_id(id: &str) -> Result<(), Error> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    match id {
+        "" => Err(Error::EmptyId),
+        "." | ".." => Err(Error::InvalidId(id.into())),
+        _ if id.len() > 255 || !id.bytes().all(allowed) => Err(Error::InvalidId(id.into())),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids() {
+        for good in ["a", "A-b_c+d.e", "...", "0", &"x".repeat(255), "-a"] {
+            check_id(good).unwrap();
+        }
+        for bad in [".", "..", "../x", "a/b", "a b", "ä", "a\n", "a:b", &"x".repeat(256)] {
+            assert!(matches!(check_id(bad), Err(Error::InvalidId(_))), "{bad:?}");
+        }
+        assert_eq!(check_id("").unwrap_err().to_string(), "container id cannot be empty");
     }
 }

@@ -1,1 +1,123 @@
 //! clone3(2) with a fall-back to clone(2).
+
+use crate::{Errno, Result};
+use nix::unistd::Pid;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// What the new process is to be.
+#[derive(Debug, Default)]
+pub struct Clone<'a> {
+    /// `CLONE_NEW*` bits and `CLONE_PARENT`.
+    pub flags: u64,
+    /// A cgroup v2 directory in which the process is born (`CLONE_INTO_CGROUP`, Linux 5.7).
+    pub into_cgroup: Option<BorrowedFd<'a>>,
+}
+
+/// Which side of a clone this is.
+#[derive(Debug)]
+pub enum Side {
+    /// The caller's.
+    Parent(Child),
+    /// The new process's.
+    Child {
+        /// Whether the process was born in the cgroup that was asked for.
+        in_cgroup: bool,
+    },
+}
+
+/// The parent's view of a new process.
+#[derive(Debug)]
+pub struct Child {
+    /// The process id in the caller's pid namespace.
+    pub pid: Pid,
+    /// A pidfd (Linux 5.2); `None` where the kernel has none.
+    pub pidfd: Option<OwnedFd>,
+}
+
+/// clone3(2) wants its size as an argument; this is `struct clone_args` of Linux 5.7 (`CLONE_ARGS_SIZE_VER2`).
+#[repr(C, align(8))]
+#[derive(Default)]
+struct Arguments {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// `CLONE_NEWTIME` (Linux 5.6) shares a bit with clone(2)'s exit signal, so only clone3(2) and unshare(2) take it.
+pub const CLONE_NEWTIME: u64 = 0x80;
+
+/// Makes a process that goes on in a copy of the caller's memory, as fork(2) does: returns on both sides.
+///
+/// The caller must be single-threaded (as all of proa is): otherwise a lock held by another thread would stay locked in
+/// the child for ever. Falls back from clone3(2) to clone(2) on kernels before 5.3 or where a seccomp filter answers
+/// ENOSYS, and from `CLONE_INTO_CGROUP` to a plain clone where the kernel is older than 5.7; [`Side::Child`] tells.
+pub fn clone(what: &Clone<'_>) -> Result<Side> {
+    let mut pidfd: libc::c_int = -1;
+    let mut in_cgroup = what.into_cgroup.is_some();
+    // With CLONE_PARENT the child sends its new parent what the caller would have sent: the kernel insists on 0 here.
+    let exit_signal = if what.flags & libc::CLONE_PARENT as u64 != 0 {
+        0
+    } else {
+        libc::SIGCHLD as u64
+    };
+    let mut arguments = Arguments {
+        flags: what.flags | libc::CLONE_PIDFD as u64,
+        pidfd: &raw mut pidfd as u64,
+        exit_signal,
+        ..Default::default()
+    };
+    let mut size = size_of::<Arguments>();
+    if let Some(cgroup) = what.into_cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup.as_raw_fd() as u64;
+    } else {
+        // CLONE_ARGS_SIZE_VER0, which Linux 5.3 to 5.6 know.
+        size = 64;
+    }
+    let mut result = raw_clone3(&arguments, size);
+    if in_cgroup && matches!(result, Err(Errno::E2BIG | Errno::EINVAL)) {
+        in_cgroup = false;
+        arguments.flags &= !CLONE_INTO_CGROUP;
+        arguments.cgroup = 0;
+        result = raw_clone3(&arguments, 64);
+    }
+    if result == Err(Errno::ENOSYS) && what.flags & CLONE_NEWTIME == 0 {
+        in_cgroup = false;
+        result = raw_clone(what.flags | exit_signal);
+    }
+    match result? {
+        0 => Ok(Side::Child { in_cgroup }),
+        pid => Ok(Side::Parent(Child {
+            pid: Pid::from_raw(pid),
+            pidfd: (pidfd >= 0).then(|| {
+                // SAFETY: the kernel stored a new descriptor there, which nobody else knows of.
+                unsafe { OwnedFd::from_raw_fd(pidfd) }
+            }),
+        })),
+    }
+}
+
+fn raw_clone3(arguments: &Arguments, size: usize) -> Result<i32> {
+    // SAFETY: `arguments` is a valid clone_args of `size` bytes; no stack and no CLONE_VM are asked for, so the child has
+    // its own copy of this one's memory and returns here on its own stack, as after fork(2).
+    Errno::result(unsafe { libc::syscall(libc::SYS_clone3, arguments, size) }).map(|pid| pid as i32)
+}
+
+fn raw_clone(flags: u64) -> Result<i32> {
+    // SAFETY: as above: a null stack without CLONE_VM is fork(2) with namespace flags.
+    #[cfg(target_arch = "s390x")]
+    let result = unsafe { libc::syscall(libc::SYS_clone, 0, flags, 0, 0, 0) };
+    // SAFETY: as above; s390x alone has the stack first.
+    #[cfg(not(target_arch = "s390x"))]
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    Errno::result(result).map(|pid| pid as i32)
+}

@@ -1,1 +1,45 @@
-//! execveat(2) and what surrounds it.
+//! execveat(2).
+
+use crate::{Errno, Result};
+use std::convert::Infallible;
+use std::ffi::{CString, c_char};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// Replaces this process by the program open as `program` (`AT_EMPTY_PATH`, so that no name is looked up again).
+pub fn execveat(program: BorrowedFd<'_>, argv: &[CString], envp: &[CString]) -> Result<Infallible> {
+    let argv = pointers(argv);
+    let envp = pointers(envp);
+    // SAFETY: both arrays are null-terminated and point to null-terminated strings that outlive the call.
+    Err(Errno::result(unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            envp.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    })
+    .expect_err("execveat returns only to fail"))
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
+}
+
+/// Ends this process at once, without running destructors or flushing anything: for a forked child that shares its
+/// parent's buffers.
+pub fn exit_now(status: u8) -> ! {
+    // SAFETY: _exit(2) has no preconditions.
+    unsafe { libc::_exit(status.into()) }
+}
+
+/// Gives SIGPIPE its default action back, which Rust's runtime takes at the start of every program.
+pub fn default_sigpipe() -> Result<()> {
+    // SAFETY: SIG_DFL is no handler of ours, so nothing can run at a bad moment.
+    Errno::result(unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) as isize }).map(drop)
+}

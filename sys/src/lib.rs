@@ -9,8 +9,9 @@ pub mod clone;
 pub mod exec;
 pub mod fd;
 pub mod mount;
+pub mod net;
 pub mod security;
-pub mod tty;
+pub mod signal;
 
 /// The error of a raw system call.
 pub type Errno = nix::errno::Errno;

@@ -1,0 +1,180 @@
+//! Where the Wasm hull and its engine are: asked by `proa`, before it starts a container's init.
+//!
+//! | what | looked for, first match counts |
+//! |---|---|
+//! | `proa-wasmedge` | beside proa; `../lib/proa/`; `../libexec/proa/` |
+//! | a private engine prefix | `PROA_ENGINE_DIR`; `../lib/proa/engine`; `../engine/current` |
+//!
+//! A prefix with its own dynamic loader (`ld.so`) starts the hull through that loader, so that an engine built for a newer
+//! C library runs on an older system. Without a prefix the hull starts as it is and the system's loader finds the engine.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Names the directory with the engine (`libwasmedge.so.0`); see [`crate::wasm`].
+pub const ENGINE_DIR: &str = "PROA_ENGINE_DIR";
+
+/// The Wasm hull's file name.
+const HULL: &str = "proa-wasmedge";
+/// The dynamic loader of a private prefix, by a name that is the same on every architecture.
+const LOADER: &str = "ld.so";
+
+/// How to start an init image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// The file to execute.
+    pub program: PathBuf,
+    /// argv, up to init's own arguments.
+    pub args: Vec<OsString>,
+    /// `NAME=value` for the hull itself; nothing of the caller's environment (`LD_PRELOAD`) gets there.
+    pub env: Vec<OsString>,
+}
+
+/// Why there is no image.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The Wasm hull isn't installed.
+    #[error("the init for Wasm, {HULL}, isn't installed; looked for {}", list(.looked_for))]
+    NotFound {
+        /// Paths tried.
+        looked_for: Vec<PathBuf>,
+    },
+    /// proa doesn't know where it is itself.
+    #[error("readlink /proc/self/exe: {0}")]
+    Exe(std::io::Error),
+}
+
+/// How to start the Wasm hull that belongs to this executable.
+pub fn wasm_hull() -> Result<Image, Error> {
+    let exe = std::env::current_exe().map_err(Error::Exe)?;
+    let dir = std::env::var_os(ENGINE_DIR)
+        .filter(|dir| !dir.is_empty())
+        .map(PathBuf::from);
+    locate(&exe, dir.as_deref(), Path::exists)
+}
+
+fn locate(exe: &Path, engine_dir: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Result<Image, Error> {
+    let here = exe.parent().unwrap_or(Path::new("/"));
+    let above = here.parent().unwrap_or(here);
+    let hulls = [
+        here.join(HULL),
+        above.join("lib/proa").join(HULL),
+        above.join("libexec/proa").join(HULL),
+    ];
+    let Some(hull) = hulls.iter().find(|path| exists(path)) else {
+        return Err(Error::NotFound {
+            looked_for: hulls.into(),
+        });
+    };
+    let prefixes = match engine_dir {
+        Some(dir) => vec![dir.to_owned()],
+        None => vec![above.join("lib/proa/engine"), above.join("engine/current")],
+    };
+    let env = engine_dir.map(|dir| {
+        [ENGINE_DIR.as_ref(), "=".as_ref(), dir.as_os_str()]
+            .iter()
+            .copied()
+            .collect()
+    });
+    let env = Vec::from_iter(env);
+    Ok(match prefixes.iter().find(|prefix| exists(&prefix.join(LOADER))) {
+        Some(prefix) => {
+            let loader = prefix.join(LOADER);
+            let args: [OsString; 7] = [
+                (&loader).into(),
+                "--library-path".into(),
+                prefix.into(),
+                "--argv0".into(),
+                HULL.into(),
+                hull.into(),
+                "init".into(),
+            ];
+            Image {
+                program: loader,
+                args: args.into(),
+                env,
+            }
+        }
+        None => Image {
+            program: hull.clone(),
+            args: vec![HULL.into(), "init".into()],
+            env,
+        },
+    })
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn locate_with(engine_dir: Option<&str>, present: &[&str]) -> Result<Image, Error> {
+        let exists = |path: &Path| present.iter().any(|name| Path::new(name) == path);
+        locate(Path::new("/usr/bin/proa"), engine_dir.map(Path::new), exists)
+    }
+
+    #[test]
+    fn the_hull_is_beside_proa_or_in_its_folders() {
+        let image = locate_with(None, &["/usr/bin/proa-wasmedge", "/usr/lib/proa/proa-wasmedge"]).unwrap();
+        let args = vec![HULL.into(), "init".into()];
+        assert_eq!(
+            image,
+            Image {
+                program: "/usr/bin/proa-wasmedge".into(),
+                args,
+                env: vec![]
+            }
+        );
+        let image = locate_with(None, &["/usr/lib/proa/proa-wasmedge"]).unwrap();
+        assert_eq!(image.program, Path::new("/usr/lib/proa/proa-wasmedge"));
+    }
+
+    #[test]
+    fn a_prefix_with_a_loader_starts_the_hull() {
+        let image = locate_with(None, &["/usr/bin/proa-wasmedge", "/usr/lib/proa/engine/ld.so"]).unwrap();
+        assert_eq!(image.program, Path::new("/usr/lib/proa/engine/ld.so"));
+        let prefix = "/usr/lib/proa/engine";
+        let args = [
+            "/usr/lib/proa/engine/ld.so",
+            "--library-path",
+            prefix,
+            "--argv0",
+            HULL,
+            "/usr/bin/proa-wasmedge",
+            "init",
+        ];
+        assert_eq!(image.args, args.map(OsString::from));
+    }
+
+    #[test]
+    fn the_environment_s_engine_is_the_only_one() {
+        let present = ["/usr/bin/proa-wasmedge", "/usr/lib/proa/engine/ld.so", "/e/ld.so"];
+        assert_eq!(
+            locate_with(Some("/e"), &present).unwrap().program,
+            Path::new("/e/ld.so")
+        );
+        // Without a loader of its own it is the hull's matter.
+        let image = locate_with(Some("/f"), &present).unwrap();
+        assert_eq!(image.program, Path::new("/usr/bin/proa-wasmedge"));
+        assert_eq!(image.env, ["PROA_ENGINE_DIR=/f"]);
+    }
+
+    #[test]
+    fn a_missing_hull_is_said_with_every_place() {
+        let text = locate_with(None, &[]).unwrap_err().to_string();
+        for place in [
+            "/usr/bin/proa-wasmedge",
+            "/usr/lib/proa/proa-wasmedge",
+            "/usr/libexec/proa/proa-wasmedge",
+        ] {
+            assert!(text.contains(place), "{text}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! `--version`, `--help`, and what is shown for a wrong command line.
+
+use super::{SPEC_VERSION, print};
+use clap::Command;
+
+/// The commit that the build was made from, if the build says so.
+pub const COMMIT: Option<&str> = option_env!("PROA_COMMIT");
+
+/// In runc's shape: engines parse the first word's line, `commit:` and `spec:`.
+pub fn version() -> String {
+    let commit = COMMIT
+        .filter(|commit| !commit.is_empty())
+        .map_or(String::new(), |commit| format!("commit: {commit}\n"));
+    format!(
+        "proa version {}\n{commit}spec: {SPEC_VERSION}\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+const COMMANDS: &[(&str, &str)] = &[
+    (
+        "checkpoint",
+        "checkpoint a running container (comes in a later release)",
+    ),
+    ("create", "create a container"),
+    (
+        "delete",
+        "delete any resources held by the container often used with detached container",
+    ),
+    (
+        "events",
+        "display container events such as OOM notifications, cpu, memory, and IO usage statistics",
+    ),
+    ("exec", "execute new process inside the container"),
+    (
+        "kill",
+        "kill sends the specified signal (default: SIGTERM) to the container's init process",
+    ),
+    ("list", "lists containers started by proa with the given root"),
+    ("pause", "pause suspends all processes inside the container"),
+    ("ps", "ps displays the processes running inside a container"),
+    (
+        "restore",
+        "restore a container from a previous checkpoint (comes in a later release)",
+    ),
+    ("resume", "resumes all processes that have been previously paused"),
+    ("run", "create and run a container"),
+    ("spec", "create a new specification file"),
+    ("start", "executes the user defined process in a created container"),
+    ("state", "output the state of a container"),
+    ("update", "update container resource constraints"),
+    ("features", "show the enabled features"),
+    ("help, h", "Shows a list of commands or help for one command"),
+];
+
+const GENERAL: &str = "\
+NAME:
+   proa - an OCI container runtime for Linux and WebAssembly entrypoints
+
+proa is called by container engines, or by hand, exactly as runc is. A container is described by a bundle: a directory with
+a specification file named \"config.json\" and a root filesystem.
+
+To start a new instance of a container:
+
+    # proa run [ -b bundle ] <container-id>
+
+USAGE:
+   proa [global options] command [command options] [arguments...]
+
+COMMANDS:
+";
+
+const GLOBAL: &str = "
+GLOBAL OPTIONS:
+   --debug             enable debug logging
+   --log value         set the log file to write proa logs to (default is '/dev/stderr')
+   --log-format value  set the log format ('text' (default), or 'json') (default: \"text\")
+   --root value        root directory for storage of container state (this should be located in tmpfs) (default: \"/run/proa\")
+   --systemd-cgroup    enable systemd cgroup support, expects cgroupsPath to be of form \"slice:prefix:name\"
+   --rootless value    ignore cgroup permission errors ('true', 'false', or 'auto') (default: \"auto\")
+   --help, -h          show help
+   --version, -v       print the version
+";
+
+/// What `proa --help` prints.
+pub fn general() -> String {
+    let commands: String = COMMANDS
+        .iter()
+        .map(|(name, about)| format!("   {name:<12}{about}\n"))
+        .collect();
+    format!("{GENERAL}{commands}{GLOBAL}")
+}
+
+fn about(verb: &str) -> Option<&'static str> {
+    COMMANDS.iter().find(|(name, _)| *name == verb).map(|(_, about)| *about)
+}
+
+/// What `proa VERB --help` prints.
+pub fn verb(command: &mut Command) -> String {
+    let name = command.get_name().to_owned();
+    let about = about(&name).unwrap_or_default();
+    let mut shown = command.clone().bin_name(format!("proa {name}"));
+    format!("NAME:\n   proa {name} - {about}\n\n{}", shown.render_help())
+}
+
+/// On stdout, as runc does; the error itself goes to the log.
+pub fn incorrect_usage(command: Option<&mut Command>) {
+    let help = command.map_or_else(general, verb);
+    // The error that is reported next is worth more than a closed stdout.
+    print(format!("Incorrect Usage.\n\n{help}").as_bytes()).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_has_runcs_shape() {
+        let text = version();
+        let mut lines = text.lines();
+        assert_eq!(
+            lines.next().unwrap(),
+            format!("proa version {}", env!("CARGO_PKG_VERSION"))
+        );
+        assert_eq!(lines.next_back().unwrap(), format!("spec: {SPEC_VERSION}"));
+    }
+
+    #[test]
+    fn every_command_is_listed() {
+        let text = general();
+        for verb in ["create", "features", "restore", "--rootless"] {
+            assert!(text.contains(&format!("   {verb}")), "{verb}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The messages between the parent and the container's init.
+//!
+//! One SOCK_SEQPACKET pair: a message is a tag byte and a text, sent by one write(2), and arrives whole. End of file says that the other side is gone, or (to the parent) that init executed the program, since init's end is
+//! close-on-exec.
+//!
+//! ```text
+//!   parent                                  init
+//!     | --- clone3, execveat ---------------> |
+//!     | <-- NeedMaps ------------------------ |   only a process in the middle that makes a user namespace
+//!     | --- Go -----------------------------> |   user namespace mapped, systemd scope made (only if one is asked for)
+//!     | <-- Child(pid) ---------------------- |   only from a process in the middle, which then ends
+//!     | <-- Warning(text) ------------------- |   at any time
+//!     | <-- Mounted ------------------------- |   only if there are prestart or createRuntime hooks
+//!     | --- Go -----------------------------> |   ... which have run
+//!     | <-- Ready --------------------------- |   next come the user and the capabilities
+//!     | --- Go -----------------------------> |   resource limits and the like are set, which takes the host's rights
+//!     | <-- Listener(number) ---------------- |   only if the seccomp filter notifies
+//!     | --- Go -----------------------------> |   ... and the agent has the listener
+//!     | <-- Created ------------------------- |
+//!     | --- Start --------------------------> |   `run` and `exec`; after `create` it comes over start.sock
+//!     | <-- end of file --------------------- |   the program runs
+//! ```
+//!
+//! Init says Child, and what its child says first, at the same time: either may arrive before the other.
+//!
+//! Only write(2) and read(2) are used once the process is confined, so that a seccomp profile need not allow, and an agent
+//! need not answer, more than with runc.
+//!
+//! Wherever a report is due, `Failed(text)` may come instead, after which init ends.
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// The longest text a message carries; a longer one is cut.
+const TEXT_MAX: usize = 16 * 1024;
+
+/// A message, either way.
+#[derive(Debug)]
+pub enum Message {
+    /// Init asks for the id maps of its new user namespace.
+    NeedMaps,
+    /// The process in the middle made the container's init with this pid, in the parent's pid namespace.
+    Child(i32),
+    /// All mounts are made; the parent's hooks are due.
+    Mounted,
+    /// Namespaces and file system are done, and the process still has all its rights.
+    Ready,
+    /// The number of the seccomp listener among the sender's descriptors; it is to be sent where `listenerPath` says.
+    Listener(RawFd),
+    /// Init waits for `start`.
+    Created,
+    /// Something to be logged.
+    Warning(String),
+    /// Init failed and ends.
+    Failed(String),
+    /// Go on.
+    Go,
+    /// Execute the program.
+    Start,
+    /// A `start` arrived over start.sock and is being carried out.
+    Starting,
+}
+
+/// Why a message could not be exchanged.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The call failed.
+    #[error("{call} between proa and the container's init: {errno}")]
+    Call {
+        /// read or write.
+        call: &'static str,
+        /// Why.
+        errno: Errno,
+    },
+    /// Not of this protocol.
+    #[error("unexpected message {0:?} between proa and the container's init")]
+    Unexpected(String),
+}
+
+/// One end.
+#[derive(Debug)]
+pub struct Channel(OwnedFd);
+
+impl Channel {
+    /// A connected pair, both close-on-exec.
+    pub fn pair() -> Result<(Self, Self), Error> {
+        socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+            .map(|(a, b)| (Self(a), Self(b)))
+            .map_err(|errno| Error::Call {
+                call: "socketpair",
+                errno,
+            })
+    }
+
+    /// Sends a message.
+    pub fn send(&self, message: &Message) -> Result<(), Error> {
+        let number;
+        let (tag, text): (u8, &str) = match message {
+            Message::NeedMaps => (b'U', ""),
+            Message::Child(of) => {
+                number = of.to_string();
+                (b'C', &number)
+            }
+            Message::Mounted => (b'M', ""),
+            Message::Ready => (b'Y', ""),
+            Message::Listener(of) => {
+                number = of.to_string();
+                (b'L', &number)
+            }
+            Message::Created => (b'R', ""),
+            Message::Warning(text) => (b'W', text),
+            Message::Failed(text) => (b'F', text),
+            Message::Go => (b'G', ""),
+            Message::Start => (b'S', ""),
+            Message::Starting => (b'A', ""),
+        };
+        let mut bytes = vec![tag];
+        bytes.extend_from_slice(cut(text).as_bytes());
+        nix::unistd::write(&self.0, &bytes)
+            .map(drop)
+            .map_err(|errno| Error::Call { call: "write", errno })
+    }
+
+    /// Waits for a message; `None` is end of file.
+    pub fn receive(&self) -> Result<Option<Message>, Error> {
+        let mut buffer = vec![0; TEXT_MAX + 1];
+        let length = loop {
+            match nix::unistd::read(&self.0, &mut buffer) {
+                Ok(length) => break length,
+                Err(Errno::EINTR) => {}
+                // The other side ended with something of ours unread.
+                Err(Errno::ECONNRESET) => return Ok(None),
+                Err(errno) => return Err(Error::Call { call: "read", errno }),
+            }
+        };
+        let Some((&tag, text)) = buffer[..length].split_first() else {
+            return Ok(None);
+        };
+        let text = String::from_utf8_lossy(text).into_owned();
+        let number = |text: String| text.parse().map_err(|_| Error::Unexpected(text));
+        Ok(Some(match tag {
+            b'U' => Message::NeedMaps,
+            b'C' => Message::Child(number(text)?),
+            b'M' => Message::Mounted,
+            b'Y' => Message::Ready,
+            b'L' => Message::Listener(number(text)?),
+            b'R' => Message::Created,
+            b'W' => Message::Warning(text),
+            b'F' => Message::Failed(text),
+            b'G' => Message::Go,
+            b'S' => Message::Start,
+            b'A' => Message::Starting,
+            _ => return Err(Error::Unexpected(format!("{} {text}", char::from(tag)))),
+        }))
+    }
+
+    /// Waits for `Go`; false if the other side is gone.
+    pub fn wait_go(&self) -> Result<bool, Error> {
+        match self.receive()? {
+            Some(Message::Go) => Ok(true),
+            Some(other) => Err(Error::Unexpected(format!("{other:?}"))),
+            None => Ok(false),
+        }
+    }
+}
+
+impl From<OwnedFd> for Channel {
+    fn from(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Channel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// At most [`TEXT_MAX`] bytes of `text`, whole characters.
+fn cut(text: &str) -> &str {
+    let end = (0..=TEXT_MAX.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_whole() {
+        let (a, b) = Channel::pair().unwrap();
+        a.send(&Message::Child(42)).unwrap();
+        a.send(&Message::Listener(7)).unwrap();
+        a.send(&Message::Failed("€".repeat(TEXT_MAX))).unwrap();
+        drop(a);
+        assert!(matches!(b.receive().unwrap(), Some(Message::Child(42))));
+        assert!(matches!(b.receive().unwrap(), Some(Message::Listener(7))));
+        match b.receive().unwrap() {
+            Some(Message::Failed(text)) => assert!(text.len() <= TEXT_MAX && text.ends_with('€')),
+            other => panic!("{other:?}"),
+        }
+        assert!(b.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_not_of_the_protocol_is_refused() {
+        let (a, b) = Channel::pair().unwrap();
+        nix::unistd::write(&a, b"Cx").unwrap();
+        nix::unistd::write(&a, b"?").unwrap();
+        assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
+        assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
+    }
+}

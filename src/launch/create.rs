@@ -1,0 +1,322 @@
+//! `create` and `run`, the parent's side: each phase consumes the one before and undoes itself if it is dropped.
+//!
+//! ```text
+//! resolve -> Prepared (state directory, cgroup) -> spawn -> Launched (a process) -> Waiting (created, recorded)
+//! ```
+
+use super::channel::{Channel, Message};
+use super::handover::{Handover, Middle};
+use super::hooks;
+use super::image::{self, Image};
+use super::parent::{Attendant, Newborn};
+use super::spawn::{self, Birth};
+use super::terminal::{self, Offer};
+use super::{CreateOptions, Error, parent};
+use crate::cgroup::Cgroup;
+use crate::config::Config;
+use crate::host::Host;
+use crate::namespace::{Kind, enter, idmap};
+use crate::plan::Plan;
+use crate::process::{self, Filter};
+use crate::rootfs;
+use crate::state::{Record, Reservation, Store};
+use nix::sys::signal::Signal;
+use oci_spec::runtime::{Hook, Hooks};
+use proa_sys::clone::Child;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+/// How the container will be told to start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartBy {
+    /// By another invocation, over start.sock.
+    Socket,
+    /// By this one, over the channel.
+    Channel,
+}
+
+/// A container that is created: its init waits.
+#[derive(Debug)]
+pub struct Created {
+    /// What is known of it.
+    pub record: Record,
+    /// Its configuration.
+    pub config: Config,
+    /// Its init.
+    pub init: Child,
+    /// Where its terminal's master comes from.
+    pub offer: Option<Offer>,
+    channel: Channel,
+    making: Making,
+}
+
+/// What exists so far and has to go if the container does not come to be.
+#[derive(Debug, Default)]
+struct Making {
+    reservation: Option<Reservation>,
+    cgroup: Option<Cgroup>,
+    init: Newborn,
+    poststop: Option<(Vec<Hook>, Record)>,
+}
+
+impl Making {
+    /// The container exists: nothing is undone any more.
+    fn keep(mut self) {
+        self.init.keep();
+        self.poststop = None;
+        if let Some(reservation) = self.reservation.take() {
+            reservation.commit();
+        }
+        self.cgroup = None;
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        let mut complaints = Vec::new();
+        self.init.kill();
+        if let Some(cgroup) = self.cgroup.take() {
+            let emptied = cgroup.signal_all(Signal::SIGKILL).and_then(|()| cgroup.destroy());
+            complaints.extend(emptied.err().map(|error| error.to_string()));
+        }
+        if let Some((hooks, record)) = self.poststop.take() {
+            let state = hooks::state(&record, "stopped", 0);
+            complaints.extend(
+                hooks::run_all("poststop", &hooks, &state)
+                    .err()
+                    .map(|error| error.to_string()),
+            );
+        }
+        for complaint in complaints {
+            tracing::warn!("undoing a container that failed: {complaint}");
+        }
+    }
+}
+
+/// Makes the container, up to where its init waits for the start.
+pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bool) -> Result<Created, Error> {
+    let preserve = parent::preserved_descriptors(options.preserve_fds)?;
+    let config = Config::load(&options.bundle)?;
+    let host = Host::probe(options.rootless);
+    let mut plan = parent::resolve(&config, &host, options)?;
+    process::check_host(&plan.process)?;
+    let image = image::open(plan.hull)?;
+    let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
+
+    let mut making = Making::default();
+    let reservation = making.reservation.insert(store.reserve(&options.id)?);
+    let mut record = parent::record(&plan, &host);
+    let cgroup = making.cgroup.insert(Cgroup::create(&plan.cgroup)?);
+    record.cgroup = cgroup.save();
+    reservation.save_config(&config)?;
+    reservation.save(&record)?;
+
+    let filter = plan
+        .seccomp
+        .as_ref()
+        .map(|profile| parent::filter(profile, store))
+        .transpose()?;
+    let socket = match start {
+        StartBy::Socket => Some(reservation.listen_start()?),
+        StartBy::Channel => None,
+    };
+    let request = Spawning {
+        console: offer.for_init.as_ref(),
+        start: socket.as_ref(),
+        preserve,
+        filter: filter.as_ref(),
+    };
+    let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
+    // Init has its own copy by now; only it may answer.
+    drop(socket);
+
+    record.pid = init.pid.as_raw();
+    record.start_time = parent::start_time(init.pid)?;
+    if parent::has_parent_hooks(&plan.hooks) {
+        // The hooks may ask for the state.
+        reservation.save(&record)?;
+    }
+    let attendant = Attendant {
+        record: &record,
+        pid: init.pid,
+        listener: parent::listener(&config),
+        status: "creating",
+    };
+    attendant.until_created(&channel, early, &plan.process, || {
+        run_parent_hooks(&plan.hooks, &record, &mut making.poststop)
+    })?;
+    record.created = crate::logging::timestamp();
+    reservation.save(&record)?;
+    parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
+    Ok(Created {
+        record,
+        config,
+        channel,
+        init,
+        offer: Some(offer),
+        making,
+    })
+}
+
+impl Created {
+    /// Tells init to execute the program, and learns how that went.
+    pub fn start(&self) -> Result<(), Error> {
+        self.channel.send(&Message::Start)?;
+        Attendant {
+            record: &self.record,
+            pid: self.init.pid,
+            listener: parent::listener(&self.config),
+            status: "creating",
+        }
+        .until_running(&self.channel)
+    }
+
+    /// Leaves the container to itself: from now on nothing is undone.
+    pub fn keep(self) -> (Record, Config) {
+        self.making.keep();
+        (self.record, self.config)
+    }
+}
+
+/// What the new process is given besides the plan.
+struct Spawning<'a> {
+    console: Option<&'a OwnedFd>,
+    start: Option<&'a OwnedFd>,
+    preserve: u32,
+    filter: Option<&'a Filter>,
+}
+
+impl Spawning<'_> {
+    /// Clones, and does from outside what the new process can't: id maps, the systemd scope.
+    fn spawn(
+        &self,
+        plan: &mut Plan,
+        record: &Record,
+        image: &Image,
+        cgroup: &mut Cgroup,
+        host: &Host,
+        newborn: &mut Newborn,
+    ) -> Result<(Child, Channel, Vec<Message>), Error> {
+        let sources = rootfs::open_sources(&mut plan.rootfs)?;
+        let joins = enter::open(&plan.namespaces)?;
+        let entry = cgroup.birth(None)?;
+        let attach = entry.by_pid;
+        let makes_user = plan.namespaces.makes(Kind::User);
+        let wait = attach || (makes_user && !plan.namespaces.needs_middle());
+        let opened = |kind: Kind| {
+            joins
+                .iter()
+                .find(|(other, _)| *other == kind)
+                .map(|(_, fd)| fd.as_raw_fd())
+        };
+
+        let mut birth = Birth {
+            inherit: sources.iter().map(AsRawFd::as_raw_fd).collect(),
+            ..Birth::default()
+        };
+        birth.inherit.extend(joins.iter().map(|(_, fd)| fd.as_raw_fd()));
+        birth
+            .inherit
+            .extend(self.console.iter().chain(&self.start).map(|fd| fd.as_raw_fd()));
+        birth.inherit.extend(3..3 + self.preserve as RawFd);
+        let mut middle = plan.namespaces.needs_middle().then(|| Middle {
+            join_user: opened(Kind::User),
+            join_pid: opened(Kind::Pid),
+            new_user: makes_user,
+            time: plan
+                .namespaces
+                .makes(Kind::Time)
+                .then(|| plan.namespaces.time_offsets.clone()),
+            new: plan
+                .cloned_namespaces()
+                .into_iter()
+                .filter(|kind| *kind != Kind::User)
+                .collect(),
+            wait: attach,
+            ..Middle::default()
+        });
+        if middle.is_none() {
+            birth.new = plan.cloned_namespaces();
+            birth.wait = wait;
+        }
+        let through = birth.enter(entry, middle.as_mut());
+        let handover = self.handover(plan, record, middle, through.files.clone(), &joins);
+        let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
+        let (channel, init) = Channel::pair()?;
+        let child = spawn::spawn(image, &birth, &init, &memfd)?;
+        *newborn = Newborn::of(child.pid);
+        drop((init, through));
+
+        let mut init = child;
+        let mut early = Vec::new();
+        if makes_user {
+            if plan.namespaces.needs_middle() {
+                parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
+            }
+            idmap::write(&plan.namespaces, init.pid, !host.rootless, host.euid, host.egid)?;
+        }
+        if plan.namespaces.needs_middle() {
+            if makes_user {
+                channel.send(&Message::Go)?;
+            }
+            (init, early) = parent::replace_middle(&channel, newborn)?;
+        }
+        if attach {
+            cgroup.attach(init.pid)?;
+        }
+        if wait {
+            channel.send(&Message::Go)?;
+        }
+        Ok((init, channel, early))
+    }
+
+    fn handover(
+        &self,
+        plan: &mut Plan,
+        record: &Record,
+        middle: Option<Middle>,
+        enter_cgroup: Vec<RawFd>,
+        joins: &[(Kind, OwnedFd)],
+    ) -> Handover {
+        let namespaces = &plan.namespaces;
+        Handover {
+            middle,
+            join: joins
+                .iter()
+                .map(|(kind, fd)| enter::Opened {
+                    kind: *kind,
+                    fd: fd.as_raw_fd(),
+                })
+                .collect(),
+            join_process: None,
+            enter_cgroup,
+            new_cgroup_namespace: namespaces.makes(Kind::Cgroup),
+            loopback: namespaces.makes(Kind::Network),
+            hostname: namespaces.hostname.clone(),
+            domainname: namespaces.domainname.clone(),
+            rootfs: Some(plan.rootfs.clone()),
+            process: plan.process.clone(),
+            parent_hooks: parent::has_parent_hooks(&plan.hooks),
+            create_container: plan.hooks.create_container().clone().unwrap_or_default(),
+            start_container: plan.hooks.start_container().clone().unwrap_or_default(),
+            state: parent::has_init_hooks(&plan.hooks).then(|| hooks::state(record, "creating", 0)),
+            console: self.console.map(AsRawFd::as_raw_fd),
+            start_socket: self.start.map(AsRawFd::as_raw_fd),
+            preserve: self.preserve,
+        }
+    }
+}
+
+/// `prestart` and `createRuntime`: all mounts are made, and init waits.
+#[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
+fn run_parent_hooks(hooks: &Hooks, record: &Record, poststop: &mut Option<(Vec<Hook>, Record)>) -> Result<(), Error> {
+    // From here on the container has been seen by others: poststop hooks follow even if it fails.
+    *poststop = Some((hooks.poststop().clone().unwrap_or_default(), record.clone()));
+    let state = hooks::state(record, "creating", record.pid);
+    hooks::run_all("prestart", hooks.prestart().as_deref().unwrap_or_default(), &state)?;
+    hooks::run_all(
+        "createRuntime",
+        hooks.create_runtime().as_deref().unwrap_or_default(),
+        &state,
+    )?;
+    Ok(())
+}

@@ -1,0 +1,158 @@
+//! `exec`: another process in the namespaces, the cgroup and the confinement of a running container.
+
+use super::channel::{Channel, Message};
+use super::handover::{Handover, JoinProcess, Middle};
+use super::parent::{Attendant, Newborn};
+use super::spawn::{self, Birth};
+use super::{Error, ExecOptions, foreground, image, parent, terminal};
+use crate::config::Config;
+use crate::host::Host;
+use crate::namespace::Kind;
+use crate::process::{self, Filter};
+use crate::state::{Container, Store};
+use proa_executor::Hull;
+use proa_sys::clone::Child;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+/// Runs a process in the container; returns its exit status, or 0 if detached.
+pub fn exec(store: &Store, container: &Container, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
+    let preserve = parent::preserved_descriptors(options.preserve_fds)?;
+    let plan = process::plan(
+        &options.process,
+        &config.spec,
+        container.id(),
+        process::Options {
+            no_new_keyring: false,
+            exec: true,
+            rootless: Host::probe(None).rootless,
+        },
+    )?;
+    let linux = config.spec.linux().as_ref();
+    let filter = linux
+        .and_then(|linux| linux.seccomp().as_ref())
+        .map(|profile| parent::filter(profile, store))
+        .transpose()?;
+    let offer = terminal::offer(options.detach, plan.terminal, options.console_socket.as_deref())?;
+    let signals = (!options.detach).then(foreground::Signals::take).transpose()?;
+
+    let mut newborn = Newborn::default();
+    let request = Request {
+        container,
+        config,
+        plan: &plan,
+        filter: filter.as_ref(),
+        preserve,
+    };
+    let (child, channel, early) = request.spawn(options.cgroup.as_deref(), offer.for_init.as_ref(), &mut newborn)?;
+    let attendant = Attendant {
+        record: &container.record,
+        pid: child.pid,
+        listener: parent::listener(config),
+        status: "running",
+    };
+    attendant.until_created(&channel, early, &plan, || Ok(()))?;
+    parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
+    let master = offer.receive()?;
+    channel.send(&Message::Start)?;
+    attendant.until_running(&channel)?;
+    newborn.keep();
+    match signals {
+        None => Ok(0),
+        Some(signals) => foreground::supervise(child.pid, signals, master),
+    }
+}
+
+struct Request<'a> {
+    container: &'a Container,
+    config: &'a Config,
+    plan: &'a process::Plan,
+    filter: Option<&'a Filter>,
+    preserve: u32,
+}
+
+impl Request<'_> {
+    fn spawn(
+        &self,
+        sub_cgroup: Option<&str>,
+        console: Option<&OwnedFd>,
+        newborn: &mut Newborn,
+    ) -> Result<(Child, Channel, Vec<Message>), Error> {
+        let record = &self.container.record;
+        let image = image::open(self.hull())?;
+        let entry = self.container.cgroup()?.birth(sub_cgroup)?;
+        let pidfd = self.container.pidfd()?;
+        let (middle_kinds, kinds) = self.kinds();
+        let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+
+        let mut birth = Birth {
+            inherit: (3..3 + self.preserve as RawFd).collect(),
+            ..Birth::default()
+        };
+        birth
+            .inherit
+            .extend(number(&pidfd).into_iter().chain(console.map(AsRawFd::as_raw_fd)));
+        let mut middle = (!middle_kinds.is_empty()).then(Middle::default);
+        let through = birth.enter(entry, middle.as_mut());
+        let handover = Handover {
+            middle,
+            join: Vec::new(),
+            join_process: Some(JoinProcess {
+                pidfd: number(&pidfd),
+                pid: record.pid,
+                kinds,
+                middle_kinds,
+            }),
+            enter_cgroup: through.files.clone(),
+            new_cgroup_namespace: false,
+            loopback: false,
+            hostname: None,
+            domainname: None,
+            rootfs: None,
+            process: self.plan.clone(),
+            parent_hooks: false,
+            create_container: Vec::new(),
+            start_container: Vec::new(),
+            state: None,
+            console: console.map(AsRawFd::as_raw_fd),
+            start_socket: None,
+            preserve: self.preserve,
+        };
+        let has_middle = handover.middle.is_some();
+        let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
+        let (channel, init) = Channel::pair()?;
+        let mut early = Vec::new();
+        let mut child = spawn::spawn(&image, &birth, &init, &memfd)?;
+        *newborn = Newborn::of(child.pid);
+        drop((init, through));
+        if has_middle {
+            (child, early) = parent::replace_middle(&channel, newborn)?;
+        }
+        Ok((child, channel, early))
+    }
+
+    /// A Linux program needs no engine, even in a Wasm container.
+    fn hull(&self) -> Hull {
+        let module = self
+            .plan
+            .guest
+            .args
+            .first()
+            .is_some_and(|program| program.ends_with(".wasm"));
+        if module {
+            self.container.record.hull
+        } else {
+            Hull::Native
+        }
+    }
+
+    /// The container's namespaces: those that the process in the middle joins, and the rest.
+    fn kinds(&self) -> (Vec<Kind>, Vec<Kind>) {
+        let linux = self.config.spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+        namespaces
+            .into_iter()
+            .flatten()
+            .map(|namespace| Kind::from(namespace.typ()))
+            .partition(|kind| matches!(kind, Kind::User | Kind::Pid))
+    }
+}

@@ -1,0 +1,303 @@
+//! `run` and `exec` without `--detach`: signals go to the container, its terminal is shown, its exit status is ours.
+
+use super::create::{self, StartBy};
+use super::{CreateOptions, Error, RunOptions, start};
+use crate::state::{self, Store};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::termios::{OptionalActions, Termios};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Makes, starts and (unless detached) waits for a container; returns its exit status.
+pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8, Error> {
+    let signals = (!run.detach).then(Signals::take).transpose()?;
+    if !run.detach && !run.no_subreaper {
+        // What the container's processes leave behind in a shared pid namespace is ours to reap.
+        nix::sys::prctl::set_child_subreaper(true).map_err(|errno| Error::Call {
+            call: "prctl(PR_SET_CHILD_SUBREAPER)".into(),
+            errno,
+        })?;
+    }
+    let mut created = create::create(store, options, StartBy::Channel, run.detach)?;
+    created.start()?;
+    let master = created.offer.take().map(|offer| offer.receive()).transpose()?.flatten();
+    start::poststart(&created.config, &created.record)?;
+    let pid = created.init.pid;
+    let (record, config) = created.keep();
+    let Some(signals) = signals else {
+        return Ok(0);
+    };
+    let status = supervise(pid, signals, master)?;
+    if !run.keep {
+        match store.open(&record.id).and_then(|container| container.lock()?.destroy()) {
+            Ok(()) => start::poststop(&config, &record),
+            // Somebody deleted it meanwhile.
+            Err(state::Error::NotFound) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(status)
+}
+
+/// All signals, taken from their default actions to be read from a descriptor.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks every signal that can be blocked. To be called before the container's process exists, so that none is lost;
+    /// that process unblocks them for itself.
+    pub fn take() -> Result<Self, Error> {
+        let all = SigSet::all();
+        let failed = |call: &str| {
+            let call = call.to_owned();
+            move |errno| Error::Call { call, errno }
+        };
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None).map_err(failed("sigprocmask(SIG_SETMASK, all)"))?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        Ok(Self(SignalFd::with_flags(&all, flags).map_err(failed("signalfd"))?))
+    }
+}
+
+/// Waits for `pid`, a child of this process, and returns its exit status, or 128 and the signal that ended it.
+pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<u8, Error> {
+    let failed = |call: &str| {
+        let call = call.to_owned();
+        move |errno| Error::Call { call, errno }
+    };
+    let mut terminal = master.map(Terminal::new).transpose()?;
+    // It may have ended before its SIGCHLD could be read.
+    let mut status = reap(pid)?;
+    while status.is_none() {
+        let mut interests = vec![PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
+        if let Some(terminal) = &terminal {
+            terminal.interests(&mut interests);
+        }
+        match poll(&mut interests, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(failed("poll")(errno)),
+        }
+        let signalled = interests[0].any() == Some(true);
+        if let Some(terminal) = &mut terminal {
+            terminal.copy()?;
+        }
+        while signalled {
+            let Some(info) = signals.0.read_signal().map_err(failed("read of the signalfd"))? else {
+                break;
+            };
+            match Signal::try_from(info.ssi_signo as i32) {
+                Ok(Signal::SIGCHLD) => status = reap(pid)?,
+                Ok(Signal::SIGWINCH) if terminal.is_some() => {
+                    if let Some(terminal) = &terminal {
+                        terminal.resize();
+                    }
+                }
+                // Ours: a reader of our output is gone, or our own terminal stopped us.
+                Ok(Signal::SIGPIPE | Signal::SIGTTIN | Signal::SIGTTOU) => {}
+                // A real-time signal has no name in nix, but goes the same way. ESRCH: it just ended; SIGCHLD follows.
+                _ => match proa_sys::signal::kill(pid.as_raw(), info.ssi_signo as i32) {
+                    Ok(()) | Err(Errno::ESRCH) => {}
+                    Err(errno) => return Err(failed("kill of the container's process")(errno)),
+                },
+            }
+        }
+    }
+    if let Some(mut terminal) = terminal {
+        terminal.drain()?;
+    }
+    Ok(status.unwrap_or(255))
+}
+
+/// Reaps every child that ended; returns the status of `pid` if it is among them.
+fn reap(pid: Pid) -> Result<Option<u8>, Error> {
+    let mut status = None;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(ended, code)) if ended == pid => status = Some(code as u8),
+            Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => status = Some(128 + signal as i32 as u8),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(status),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => {
+                return Err(Error::Call {
+                    call: "waitpid(-1, WNOHANG)".into(),
+                    errno,
+                });
+            }
+        }
+    }
+}
+
+/// The container's terminal, joined to this process's.
+struct Terminal {
+    master: OwnedFd,
+    before: Option<Termios>,
+    input: Input,
+    output_ended: bool,
+}
+
+/// What was typed and not yet taken.
+#[derive(Default)]
+struct Input {
+    pending: Vec<u8>,
+    ended: bool,
+}
+
+impl Terminal {
+    fn new(master: OwnedFd) -> Result<Self, Error> {
+        let mut terminal = Self {
+            master,
+            before: None,
+            input: Input::default(),
+            output_ended: false,
+        };
+        nonblocking(terminal.master.as_fd())?;
+        let stdin = std::io::stdin();
+        if rustix::termios::isatty(&stdin) {
+            let failed = |errno: rustix::io::Errno| Error::Call {
+                call: "tcsetattr(stdin, raw)".into(),
+                errno: Errno::from_raw(errno.raw_os_error()),
+            };
+            let before = rustix::termios::tcgetattr(&stdin).map_err(failed)?;
+            let mut raw = before.clone();
+            raw.make_raw();
+            rustix::termios::tcsetattr(&stdin, OptionalActions::Now, &raw).map_err(failed)?;
+            terminal.before = Some(before);
+        }
+        terminal.resize();
+        Ok(terminal)
+    }
+
+    /// Gives the container's terminal the size of ours, if ours has one.
+    fn resize(&self) {
+        if let Ok(size) = rustix::termios::tcgetwinsize(std::io::stdin()) {
+            // A terminal whose last slave is closed has no size to set; then the container is about to end.
+            if let Err(errno) = rustix::termios::tcsetwinsize(&self.master, size) {
+                tracing::debug!("ioctl(TIOCSWINSZ): {errno}");
+            }
+        }
+    }
+
+    fn interests<'a>(&'a self, interests: &mut Vec<PollFd<'a>>) {
+        let mut master = PollFlags::empty();
+        if !self.output_ended {
+            master |= PollFlags::POLLIN;
+        }
+        if !self.input.pending.is_empty() {
+            master |= PollFlags::POLLOUT;
+        } else if !self.input.ended {
+            interests.push(PollFd::new(rustix::stdio::stdin(), PollFlags::POLLIN));
+        }
+        if !master.is_empty() {
+            interests.push(PollFd::new(self.master.as_fd(), master));
+        }
+    }
+}
+
+impl Terminal {
+    /// Moves what can be moved without waiting, except that our own stdout is written out in full.
+    fn copy(&mut self) -> Result<(), Error> {
+        self.copy_output()?;
+        if self.input.pending.is_empty() && !self.input.ended && readable(rustix::stdio::stdin()) {
+            let mut buffer = [0; 4096];
+            match nix::unistd::read(rustix::stdio::stdin(), &mut buffer) {
+                Ok(0) | Err(Errno::EIO) => self.input.ended = true,
+                Ok(count) => self.input.pending.extend_from_slice(&buffer[..count]),
+                Err(Errno::EINTR | Errno::EAGAIN) => {}
+                Err(errno) => {
+                    return Err(Error::Call {
+                        call: "read(stdin)".into(),
+                        errno,
+                    });
+                }
+            }
+        }
+        while !self.input.pending.is_empty() {
+            match nix::unistd::write(&self.master, &self.input.pending) {
+                Ok(count) => drop(self.input.pending.drain(..count)),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                // No slave is open: there is nobody to type for.
+                Err(Errno::EIO) => {
+                    self.input.pending.clear();
+                    self.input.ended = true;
+                }
+                Err(errno) => {
+                    return Err(Error::Call {
+                        call: "write(terminal)".into(),
+                        errno,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_output(&mut self) -> Result<(), Error> {
+        let mut buffer = [0; 32 * 1024];
+        while !self.output_ended {
+            match nix::unistd::read(&self.master, &mut buffer) {
+                // EIO: the last slave was closed.
+                Ok(0) | Err(Errno::EIO) => self.output_ended = true,
+                Ok(count) => self.show(&buffer[..count])?,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => {
+                    return Err(Error::Call {
+                        call: "read(terminal)".into(),
+                        errno,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn show(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            match nix::unistd::write(rustix::stdio::stdout(), bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(Errno::EINTR) => {}
+                // Our reader is gone; the container goes on.
+                Err(Errno::EPIPE) => return Ok(()),
+                Err(errno) => {
+                    return Err(Error::Call {
+                        call: "write(stdout)".into(),
+                        errno,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the container wrote last, after it ended.
+    fn drain(&mut self) -> Result<(), Error> {
+        self.copy_output()
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before {
+            if let Err(errno) = rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, before) {
+                tracing::warn!("tcsetattr(stdin, as before): {errno}");
+            }
+        }
+    }
+}
+
+fn readable(fd: BorrowedFd<'_>) -> bool {
+    poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
+fn nonblocking(fd: BorrowedFd<'_>) -> Result<(), Error> {
+    let failed = |errno: rustix::io::Errno| Error::Call {
+        call: "fcntl(terminal, O_NONBLOCK)".into(),
+        errno: Errno::from_raw(errno.raw_os_error()),
+    };
+    let flags = rustix::fs::fcntl_getfl(fd).map_err(failed)?;
+    rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(failed)
+}

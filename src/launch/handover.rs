@@ -1,0 +1,147 @@
+//! What the parent hands to the container's init: the plan as JSON and the seccomp program, in a sealed memfd, and
+//! descriptors by number.
+
+use crate::namespace::enter::Opened;
+use crate::namespace::{Kind, TimeOffset};
+use crate::{process, rootfs};
+use nix::errno::Errno;
+use oci_spec::runtime::Hook;
+use proa_seccomp::Program;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+
+/// Everything init needs to know.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handover {
+    /// Set if this process can't be the container's init yet (see [`crate::namespace::Plan::needs_middle`]).
+    pub middle: Option<Middle>,
+    /// The namespaces to join one by one.
+    pub join: Vec<Opened>,
+    /// The namespaces of a process to join at once (`exec`).
+    pub join_process: Option<JoinProcess>,
+    /// The files in which init, or the process in the middle's child, writes `0` to enter its cgroup.
+    pub enter_cgroup: Vec<RawFd>,
+    /// Whether to make the cgroup namespace, whose root is the cgroup of the process at that moment.
+    pub new_cgroup_namespace: bool,
+    /// Whether the network namespace is new, so that `lo` is down.
+    pub loopback: bool,
+    /// Sets the host name.
+    pub hostname: Option<String>,
+    /// Sets the NIS domain name.
+    pub domainname: Option<String>,
+    /// The file system to make; `None` for `exec`, which joins one.
+    pub rootfs: Option<rootfs::Plan>,
+    /// The process to become.
+    pub process: process::Plan,
+    /// Whether the parent has hooks to run once the mounts are made.
+    pub parent_hooks: bool,
+    /// The `createContainer` hooks.
+    pub create_container: Vec<Hook>,
+    /// The `startContainer` hooks.
+    pub start_container: Vec<Hook>,
+    /// The container's state as hooks read it; `pid` and `status` are filled in.
+    pub state: Option<serde_json::Value>,
+    /// A connected socket for the pseudo-terminal's master.
+    pub console: Option<RawFd>,
+    /// The listening start.sock; `None` if the start comes over the channel.
+    pub start_socket: Option<RawFd>,
+    /// How many descriptors after stdio the program inherits.
+    pub preserve: u32,
+}
+
+/// What the process in the middle does before it makes the container's init.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Middle {
+    /// Joins this user namespace.
+    pub join_user: Option<RawFd>,
+    /// Joins this pid namespace, for the child.
+    pub join_pid: Option<RawFd>,
+    /// Makes a user namespace, which the parent maps.
+    pub new_user: bool,
+    /// Makes a time namespace with these offsets, for the child.
+    pub time: Option<Vec<TimeOffset>>,
+    /// The namespaces the child is cloned into.
+    pub new: Vec<Kind>,
+    /// The v2 cgroup it is born in.
+    pub into_cgroup: Option<RawFd>,
+    /// `cgroup.procs` for kernels without `CLONE_INTO_CGROUP`.
+    pub into_fallback: Option<RawFd>,
+    /// Whether the child waits for `Go`.
+    pub wait: bool,
+}
+
+/// The namespaces of a running container.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct JoinProcess {
+    /// A pidfd of its init.
+    pub pidfd: Option<RawFd>,
+    /// Its pid, for kernels on which setns(2) takes no pidfd.
+    pub pid: i32,
+    /// Which of them.
+    pub kinds: Vec<Kind>,
+    /// Joined by the process in the middle.
+    pub middle_kinds: Vec<Kind>,
+}
+
+/// Why a handover failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The memfd can't be made or used.
+    #[error("{call} of the init's plan: {source}")]
+    Call {
+        /// Which call.
+        call: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The JSON can't be written or read.
+    #[error("the init's plan: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+fn call(call: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |source| Error::Call { call, source }
+}
+
+impl Handover {
+    /// Writes the plan and the seccomp `program` into a memfd.
+    pub fn write(&self, program: Option<&Program>) -> Result<OwnedFd, Error> {
+        let json = serde_json::to_vec(self)?;
+        let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+        let memfd = nix::sys::memfd::memfd_create(c"proa-init", flags)
+            .map_err(|errno: Errno| call("memfd_create")(errno.into()))?;
+        let mut file = File::from(memfd);
+        let mut bytes = (json.len() as u64).to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&json);
+        if let Some(program) = program {
+            bytes.extend_from_slice(&program.encode());
+        }
+        file.write_all(&bytes).map_err(call("write"))?;
+        Ok(file.into())
+    }
+
+    /// Reads what [`Handover::write`] wrote.
+    pub fn read(memfd: OwnedFd) -> Result<(Self, Option<Program>), Error> {
+        let mut file = File::from(memfd);
+        let size = rustix::fs::fstat(file.as_fd())
+            .map_err(|errno| call("fstat")(errno.into()))?
+            .st_size;
+        let mut bytes = Vec::with_capacity(size as usize);
+        file.seek(SeekFrom::Start(0)).map_err(call("lseek"))?;
+        file.read_to_end(&mut bytes).map_err(call("read"))?;
+        let short = || call("read")(std::io::ErrorKind::UnexpectedEof.into());
+        let (length, rest) = bytes.split_first_chunk::<8>().ok_or_else(short)?;
+        let length = u64::from_ne_bytes(*length) as usize;
+        if length > rest.len() {
+            return Err(short());
+        }
+        let (json, program) = rest.split_at(length);
+        let program = match program {
+            [] => None,
+            bytes => Some(Program::decode(bytes).ok_or_else(short)?),
+        };
+        Ok((serde_json::from_slice(json)?, program))
+    }
+}

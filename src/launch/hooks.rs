@@ -1,0 +1,166 @@
+//! Hooks: runtime-spec config.md#posix-platform-hooks.
+
+use crate::state::Record;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use oci_spec::runtime::Hook;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
+
+/// Why a hook counts as failed. Words are runc's.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It could not be started.
+    #[error("error running {kind} hook #{index}: {path}: {source}", path = path.display())]
+    Start {
+        /// e.g. `createRuntime`.
+        kind: &'static str,
+        /// Which of the list.
+        index: usize,
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It ended badly.
+    #[error("error running {kind} hook #{index}: {status}, stdout: {stdout}, stderr: {stderr}")]
+    Status {
+        /// e.g. `createRuntime`.
+        kind: &'static str,
+        /// Which of the list.
+        index: usize,
+        /// How.
+        status: ExitStatus,
+        /// What it said.
+        stdout: String,
+        /// What it complained of.
+        stderr: String,
+    },
+    /// It was killed after `timeout` seconds.
+    #[error("error running {kind} hook #{index}: hook ran past specified timeout of {seconds}.0s")]
+    Timeout {
+        /// e.g. `createRuntime`.
+        kind: &'static str,
+        /// Which of the list.
+        index: usize,
+        /// Its `timeout`.
+        seconds: i64,
+    },
+}
+
+/// The container's state as hooks read it from stdin: runtime-spec runtime.md#state.
+pub fn state(record: &Record, status: &str, pid: i32) -> serde_json::Value {
+    let mut state = serde_json::json!({
+        "ociVersion": record.oci_version,
+        "id": record.id,
+        "status": status,
+        "pid": pid,
+        "bundle": record.bundle,
+    });
+    if !record.annotations.is_empty() {
+        state["annotations"] = serde_json::json!(record.annotations);
+    }
+    if pid == 0 {
+        state.as_object_mut().expect("made as an object above").remove("pid");
+    }
+    state
+}
+
+/// Runs the hooks of one kind in order; the first that fails ends it.
+pub fn run_all(kind: &'static str, hooks: &[Hook], state: &serde_json::Value) -> Result<(), Error> {
+    hooks
+        .iter()
+        .enumerate()
+        .try_for_each(|(index, hook)| run(kind, index, hook, state))
+}
+
+fn run(kind: &'static str, index: usize, hook: &Hook, state: &serde_json::Value) -> Result<(), Error> {
+    let start = |source| Error::Start {
+        kind,
+        index,
+        path: hook.path().clone(),
+        source,
+    };
+    // Files in memory instead of pipes: nothing has to be copied while the hook runs, and a hook that reads nothing, or
+    // leaves a background process with its stdout behind, blocks nobody.
+    let mut stdin = scratch().map_err(start)?;
+    stdin
+        .write_all(state.to_string().as_bytes())
+        .and_then(|()| stdin.seek(SeekFrom::Start(0)))
+        .map_err(start)?;
+    let stdout = scratch().map_err(start)?;
+    let stderr = scratch().map_err(start)?;
+
+    let mut command = Command::new(hook.path());
+    if let Some((first, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
+        command.arg0(first).args(rest);
+    }
+    if let Some(env) = hook.env() {
+        command
+            .env_clear()
+            .envs(env.iter().filter_map(|entry| entry.split_once('=')));
+    }
+    command
+        .stdin(stdin)
+        .stdout(stdout.try_clone().map_err(start)?)
+        .stderr(stderr.try_clone().map_err(start)?);
+    let mut child = command.spawn().map_err(start)?;
+
+    if let Some(seconds) = hook.timeout()
+        && !ends_within(child.id(), seconds).map_err(|errno| start(errno.into()))?
+    {
+        child.kill().and_then(|()| child.wait()).map_err(start)?;
+        return Err(Error::Timeout { kind, index, seconds });
+    }
+    let status = child.wait().map_err(start)?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Status {
+        kind,
+        index,
+        status,
+        stdout: said(stdout),
+        stderr: said(stderr),
+    })
+}
+
+/// Waits on a pidfd; where there is none (before Linux 5.3), on a signalfd would cost the caller its SIGCHLD, so that a
+/// hook's timeout is then not kept and the hook is waited for.
+fn ends_within(pid: u32, seconds: i64) -> Result<bool, Errno> {
+    let pid = rustix::process::Pid::from_raw(pid as i32).ok_or(Errno::ESRCH)?;
+    let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::NOSYS) => return Ok(true),
+        Err(errno) => return Err(Errno::from_raw(errno.raw_os_error())),
+    };
+    let deadline = std::time::Instant::now() + Duration::from_secs(seconds.max(0) as u64);
+    loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], left) {
+            Ok(0) if std::time::Instant::now() < deadline => {}
+            Ok(ended) => return Ok(ended > 0),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn scratch() -> std::io::Result<File> {
+    Ok(File::from(memfd_create(c"proa-hook", MFdFlags::MFD_CLOEXEC)?))
+}
+
+fn said(mut file: File) -> String {
+    let mut bytes = Vec::new();
+    match file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_end(&mut bytes)) {
+        Ok(_) => String::from_utf8_lossy(&bytes).trim_end().to_owned(),
+        Err(error) => format!("({error})"),
+    }
+}

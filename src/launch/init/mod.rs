@@ -1,0 +1,229 @@
+//! The container's first process, from its execution as the init image to the user's program.
+//!
+//! It is a straight line. Where a step could not be anywhere else, the reason stands beside it.
+
+mod middle;
+mod report;
+mod terminal;
+
+use super::channel::{self, Channel};
+use super::handover::{self, Handover};
+use super::{hooks, spawn};
+use crate::namespace::{self, Kind, enter};
+use crate::process::{self, Filter};
+use crate::rootfs;
+use nix::errno::Errno;
+use proa_executor::Handler;
+use report::Report;
+use std::convert::Infallible;
+use std::ffi::OsString;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::process::ExitCode;
+
+/// Why the container can't be set up from inside.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Called by hand, or by something that is not this version of proa.
+    #[error("the init of a container is started by proa itself, as `init SOCKET PLAN`, not with {0:?}")]
+    Arguments(Vec<OsString>),
+    /// A system call failed.
+    #[error("{call}: {errno}")]
+    Call {
+        /// The call with its arguments.
+        call: String,
+        /// Why.
+        errno: Errno,
+    },
+    /// The plan can't be read.
+    #[error(transparent)]
+    Handover(#[from] handover::Error),
+    /// The parent can't be talked to.
+    #[error(transparent)]
+    Channel(#[from] channel::Error),
+    /// A namespace can't be entered or set up.
+    #[error(transparent)]
+    Namespace(#[from] namespace::Error),
+    /// The cgroup can't be entered, or the process in the middle can't clone.
+    #[error(transparent)]
+    Spawn(#[from] spawn::Error),
+    /// The file system can't be made.
+    #[error(transparent)]
+    Rootfs(#[from] rootfs::Error),
+    /// The process can't be confined.
+    #[error(transparent)]
+    Process(#[from] process::Error),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] hooks::Error),
+    /// The program or module can't be executed.
+    #[error(transparent)]
+    Executor(#[from] proa_executor::Error),
+    /// The parent is gone: there is nobody to fail to.
+    #[error("proa ended before the container was set up")]
+    Orphaned,
+}
+
+fn failed(call: impl Into<String>) -> impl FnOnce(Errno) -> Error {
+    move |errno| Error::Call {
+        call: call.into(),
+        errno,
+    }
+}
+
+/// The main function of the init image; `arguments` are those after `init`. Returns only if something failed, which the
+/// parent has then been told.
+pub fn main(arguments: &[OsString], handler: &mut dyn Handler) -> ExitCode {
+    // First of all: from now on nobody in the container, whose pid namespace this process may share already, can look into
+    // this process's memory or descriptors (CVE-2016-9962).
+    let hidden = process::early().map_err(Error::from);
+    let numbers = arguments
+        .iter()
+        .map(|one| one.to_str()?.parse().ok())
+        .collect::<Option<Vec<RawFd>>>();
+    let Some([channel, plan]) = numbers.as_deref() else {
+        eprintln!("{}", Error::Arguments(arguments.to_vec()));
+        return ExitCode::FAILURE;
+    };
+    let channel = match inherit(*channel) {
+        Ok(fd) => Channel::from(fd),
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut report = Report::new(channel);
+    let error = match hidden.and_then(|()| run(*plan, handler, &mut report)) {
+        Err(error) => error,
+    };
+    report.failed(&error);
+    ExitCode::FAILURE
+}
+
+fn inherit(fd: RawFd) -> Result<OwnedFd, Error> {
+    proa_sys::fd::inherit(fd).map_err(failed(format!("descriptor {fd} of the init's plan")))
+}
+
+fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<Infallible, Error> {
+    // Everything that was inherited is for init alone; what the program inherits is chosen at the end.
+    proa_sys::fd::close_on_exec_from(3).map_err(failed("close_range(3, CLOSE_RANGE_CLOEXEC)"))?;
+    let (mut handover, program) = Handover::read(inherit(plan)?)?;
+    let filter = program.map(|program| Filter {
+        program,
+        listener: None,
+    });
+    if let Some(middle) = handover.middle.take() {
+        middle::run(&middle, &handover, report)?;
+    }
+
+    // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.
+    nix::unistd::setsid().map_err(failed("setsid()"))?;
+    enter_sandbox(&handover, handler, report)?;
+    enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
+    let native = !handler.in_process();
+    process::labels(&handover.process, native)?;
+    report.ready()?;
+    let listener = process::confine(&mut handover.process, filter.as_ref(), native)?;
+    report.listener(listener)?;
+    handler.check(&handover.process.guest)?;
+
+    // An agent gets its listener while the container is created, as with runc; every other filter comes last.
+    let notifies = filter.as_ref().is_some_and(|filter| filter.program.notify);
+    if notifies {
+        seal(&handover, filter.as_ref(), native, report)?;
+    }
+    report.created(handover.start_socket)?;
+    run_hooks("startContainer", &handover.start_container, &handover, "created")?;
+    default_signals()?;
+    for fd in 3..3 + handover.preserve as RawFd {
+        proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))?;
+    }
+    if !notifies {
+        seal(&handover, filter.as_ref(), native, report)?;
+    }
+    Err(handler.run(&handover.process.guest, &mut || report.started()).into())
+}
+
+fn seal(handover: &Handover, filter: Option<&Filter>, native: bool, report: &Report) -> Result<(), Error> {
+    let listener = process::seal(&handover.process, filter, native)?;
+    report.listener(listener)
+}
+
+/// The namespaces and the file system: after this, the process's root is the container's.
+fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report) -> Result<(), Error> {
+    for join in handover
+        .join
+        .iter()
+        .filter(|join| !matches!(join.kind, Kind::User | Kind::Pid))
+    {
+        enter::join(join.kind, inherit(join.fd)?.as_fd())?;
+    }
+    if handover.new_cgroup_namespace {
+        // Not by clone3: its root would be the parent's cgroup, as the process enters its own only after the namespace
+        // is made (kernel/fork.c, copy_process).
+        enter::unshare(Kind::Cgroup)?;
+    }
+    if handover.loopback {
+        enter::loopback_up()?;
+    }
+    let console = handover.console.map(inherit).transpose()?;
+    let Some(plan) = &handover.rootfs else {
+        return enter_running(handover, handler, console);
+    };
+    let mounted = rootfs::mount_all(plan)?;
+    if handover.parent_hooks {
+        report.mounted()?;
+    }
+    handler.prepare(&handover.process.guest, mounted.root())?;
+    run_hooks("createContainer", &handover.create_container, handover, "creating")?;
+    if let Some(socket) = console {
+        terminal::attach(mounted.console()?, &socket, handover.process.console_size)?;
+    }
+    mounted.pivot()?.finish()?;
+    Ok(())
+}
+
+/// `exec`: joins what is there.
+fn enter_running(handover: &Handover, handler: &mut dyn Handler, console: Option<OwnedFd>) -> Result<(), Error> {
+    let Some(join) = &handover.join_process else {
+        return Ok(());
+    };
+    // The module and the engine are opened while the host's files are in sight.
+    let root = format!("/proc/{}/root", join.pid);
+    let root = rustix::fs::open(
+        &root,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
+    handler.prepare(&handover.process.guest, root.as_fd())?;
+    match join.pidfd {
+        Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds)?,
+        None => enter::join_process_each(join.pid, &join.kinds)?,
+    }
+    if let Some(socket) = console {
+        terminal::attach(rootfs::console_of_running()?, &socket, handover.process.console_size)?;
+    }
+    Ok(())
+}
+
+fn run_hooks(
+    kind: &'static str,
+    hooks: &[oci_spec::runtime::Hook],
+    handover: &Handover,
+    status: &str,
+) -> Result<(), Error> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    let mut state = handover.state.clone().unwrap_or_default();
+    state["status"] = status.into();
+    state["pid"] = nix::unistd::getpid().as_raw().into();
+    Ok(hooks::run_all(kind, hooks, &state)?)
+}
+
+/// Rust's runtime ignores SIGPIPE, and the parent may have blocked signals to forward them: the program inherits neither.
+fn default_signals() -> Result<(), Error> {
+    use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+    proa_sys::exec::default_sigpipe().map_err(failed("sigaction(SIGPIPE, SIG_DFL)"))?;
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed("sigprocmask(SIG_SETMASK, [])"))
+}

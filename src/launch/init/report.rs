@@ -1,0 +1,102 @@
+//! To whom init reports: the parent, and after `create` whoever calls `start`.
+
+use super::{Error, failed, inherit};
+use crate::launch::channel::{Channel, Message};
+use nix::sys::socket::{SockFlag, accept4};
+use nix::unistd::Pid;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+/// The line to the process that waits for this one; `None` once nobody does.
+#[derive(Debug)]
+pub struct Report(Option<Channel>);
+
+impl Report {
+    pub fn new(channel: Channel) -> Self {
+        Self(Some(channel))
+    }
+
+    fn channel(&self) -> Result<&Channel, Error> {
+        self.0.as_ref().ok_or(Error::Orphaned)
+    }
+
+    pub fn wait_go(&self) -> Result<(), Error> {
+        if self.channel()?.wait_go()? {
+            Ok(())
+        } else {
+            Err(Error::Orphaned)
+        }
+    }
+
+    pub fn need_maps(&self) -> Result<(), Error> {
+        self.channel()?.send(&Message::NeedMaps)?;
+        self.wait_go()
+    }
+
+    pub fn child(&self, pid: Pid) -> Result<(), Error> {
+        Ok(self.channel()?.send(&Message::Child(pid.as_raw()))?)
+    }
+
+    pub fn mounted(&self) -> Result<(), Error> {
+        self.channel()?.send(&Message::Mounted)?;
+        self.wait_go()
+    }
+
+    /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
+    pub fn ready(&self) -> Result<(), Error> {
+        self.channel()?.send(&Message::Ready)?;
+        self.wait_go()
+    }
+
+    /// Hands the seccomp listener over, and waits until whoever watches has it: the next system call may need it.
+    pub fn listener(&self, listener: Option<OwnedFd>) -> Result<(), Error> {
+        let Some(listener) = listener else {
+            return Ok(());
+        };
+        self.channel()?.send(&Message::Listener(listener.as_raw_fd()))?;
+        self.wait_go()
+    }
+
+    /// Reports that the container is created, and returns when it is to be started: over the channel for `run` and
+    /// `exec`; after `create`, over a connection to `socket`, which is then whom init reports to.
+    pub fn created(&mut self, socket: Option<RawFd>) -> Result<(), Error> {
+        self.channel()?.send(&Message::Created)?;
+        let Some(socket) = socket else {
+            return match self.channel()?.receive()? {
+                Some(Message::Start) => Ok(()),
+                Some(other) => Err(crate::launch::channel::Error::Unexpected(format!("{other:?}")).into()),
+                None => Err(Error::Orphaned),
+            };
+        };
+        // The parent reads end of file, so that it knows that nobody else will answer.
+        self.0 = None;
+        let socket = inherit(socket)?;
+        loop {
+            let connection =
+                accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(failed("accept4(start.sock)"))?;
+            let connection = Channel::from(inherit(connection)?);
+            // A connection without a word is a question after the container's status; the fact that it succeeded is the
+            // answer.
+            if let Some(Message::Start) = connection.receive()? {
+                connection.send(&Message::Starting)?;
+                self.0 = Some(connection);
+                return Ok(());
+            }
+        }
+    }
+
+    /// A guest runs in this process from now on: end of file tells whoever waits.
+    pub fn started(&mut self) {
+        self.0 = None;
+    }
+
+    /// The last word.
+    pub fn failed(&self, error: &Error) {
+        let told = self
+            .0
+            .as_ref()
+            .is_some_and(|channel| channel.send(&Message::Failed(error.to_string())).is_ok());
+        if !told {
+            eprintln!("proa: {error}");
+        }
+    }
+}

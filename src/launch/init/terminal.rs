@@ -1,0 +1,42 @@
+//! A terminal for the container's process: the slave becomes its controlling terminal, the master goes to the caller.
+
+use super::{Error, failed};
+use crate::rootfs::Console;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use rustix::termios::Winsize;
+use std::io::IoSlice;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Makes the slave stdin, stdout and stderr and the session's controlling terminal (this process leads its session
+/// already), and sends the master over `socket`, as runc does: one message, the terminal's name with the descriptor.
+pub fn attach(console: Console, socket: &OwnedFd, size: Option<(u16, u16)>) -> Result<(), Error> {
+    if let Some((rows, columns)) = size {
+        let size = Winsize {
+            ws_row: rows,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        rustix::termios::tcsetwinsize(&console.slave, size)
+            .map_err(|errno| failed(format!("ioctl(TIOCSWINSZ, {rows}x{columns})"))(raw(errno)))?;
+    }
+    let master = [console.master.as_raw_fd()];
+    sendmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(b"/dev/ptmx")],
+        &[ControlMessage::ScmRights(&master)],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map_err(failed("sendmsg of the terminal's master over the console socket"))?;
+    nix::unistd::dup2_stdin(&console.slave)
+        .and_then(|()| nix::unistd::dup2_stdout(&console.slave))
+        .and_then(|()| nix::unistd::dup2_stderr(&console.slave))
+        .map_err(failed("dup2 of the terminal to stdio"))?;
+    rustix::process::ioctl_tiocsctty(&console.slave).map_err(|errno| failed("ioctl(TIOCSCTTY)")(raw(errno)))
+}
+
+fn raw(errno: rustix::io::Errno) -> Errno {
+    Errno::from_raw(errno.raw_os_error())
+}

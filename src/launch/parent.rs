@@ -1,0 +1,337 @@
+//! What the parent of a new process does, whether the process is a container's first or an `exec`'s.
+
+use super::channel::{Channel, Message};
+use super::{CreateOptions, Error, hooks};
+use crate::host::Host;
+use crate::plan::{Plan, Request};
+use crate::process::{self, Filter};
+use crate::state::{self, Record, Store};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
+};
+use nix::unistd::Pid;
+use oci_spec::runtime::{Hooks, LinuxSeccomp};
+use proa_sys::clone::Child;
+use std::io::{IoSlice, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// How many descriptors `$LISTEN_FDS` and `--preserve-fds` name, each of which must be open.
+pub fn preserved_descriptors(preserve_fds: u32) -> Result<u32, Error> {
+    let count = listen_fds() + preserve_fds;
+    // What is close-on-exec was opened by proa itself (its log): nothing like that can have been inherited.
+    match (3..3 + count as RawFd).find(|fd| !proa_sys::fd::is_inheritable(*fd)) {
+        Some(fd) => Err(Error::PreservedDescriptor { fd, count }),
+        None => Ok(count),
+    }
+}
+
+/// `$LISTEN_FDS`, sd_listen_fds(3).
+pub fn listen_fds() -> u32 {
+    std::env::var("LISTEN_FDS")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(0)
+}
+
+/// The name proa was called by, which can select the Wasm hull.
+fn program() -> String {
+    std::env::args_os()
+        .next()
+        .as_deref()
+        .map(Path::new)
+        .and_then(Path::file_name)
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default()
+}
+
+/// Resolves a plan for what the command line asks.
+pub fn resolve(config: &crate::config::Config, host: &Host, options: &CreateOptions) -> Result<Plan, Error> {
+    let request = Request {
+        id: &options.id,
+        bundle: &options.bundle,
+        program: &program(),
+        no_pivot: options.no_pivot,
+        no_new_keyring: options.no_new_keyring,
+        driver: options.driver,
+        listen_fds: listen_fds(),
+    };
+    Ok(crate::plan::resolve(config, host, request)?)
+}
+
+/// What is known of the container before it exists.
+pub fn record(plan: &Plan, host: &Host) -> Record {
+    Record {
+        oci_version: plan.oci_version.clone(),
+        id: plan.id.clone(),
+        pid: 0,
+        start_time: 0,
+        bundle: plan.bundle.clone(),
+        rootfs: plan.rootfs.root().to_path_buf(),
+        created: crate::logging::timestamp(),
+        annotations: plan.annotations.clone(),
+        owner: host.euid,
+        cgroup: Default::default(),
+        hull: plan.hull,
+        terminal: plan.process.terminal,
+    }
+}
+
+/// The compiled seccomp filter; compiled ones are kept beside the containers' states.
+pub fn filter(profile: &LinuxSeccomp, store: &Store) -> Result<Filter, Error> {
+    Ok(process::filter(profile, &store.root().join(".cache/seccomp"))?)
+}
+
+/// Where a seccomp listener goes: `linux.seccomp.listenerPath` and `listenerMetadata`.
+pub type Listener = (PathBuf, Option<String>);
+
+/// Where the configuration wants the seccomp listener sent.
+pub fn listener(config: &crate::config::Config) -> Option<Listener> {
+    let profile = config.spec.linux().as_ref()?.seccomp().as_ref()?;
+    let path = profile.listener_path().clone()?;
+    Some((path, profile.listener_metadata().clone()))
+}
+
+/// When `pid` started, in clock ticks since boot.
+pub fn start_time(pid: Pid) -> Result<u64, Error> {
+    state::process::Stat::read(pid.as_raw())
+        .map(|stat| stat.start_time)
+        .ok_or(Error::InitGone)
+}
+
+/// Whether hooks run in the parent while init waits.
+#[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
+pub fn has_parent_hooks(hooks: &Hooks) -> bool {
+    !(hooks.prestart().as_deref().unwrap_or_default().is_empty()
+        && hooks.create_runtime().as_deref().unwrap_or_default().is_empty())
+}
+
+/// Whether init runs hooks.
+pub fn has_init_hooks(hooks: &Hooks) -> bool {
+    !(hooks.create_container().as_deref().unwrap_or_default().is_empty()
+        && hooks.start_container().as_deref().unwrap_or_default().is_empty())
+}
+
+/// Who answers what init may say at any time.
+#[derive(Debug)]
+pub struct Attendant<'a> {
+    /// The container.
+    pub record: &'a Record,
+    /// The process that is being set up: the container's init, or an `exec`'s.
+    pub pid: Pid,
+    /// Where a seccomp listener goes.
+    pub listener: Option<Listener>,
+    /// The container's status, for the seccomp agent.
+    pub status: &'static str,
+}
+
+impl Attendant<'_> {
+    /// Answers `message`, which is none that the caller waits for.
+    pub fn serve(&self, channel: &Channel, message: Message) -> Result<(), Error> {
+        match message {
+            Message::Warning(text) => tracing::warn!("{text}"),
+            Message::Failed(text) => return Err(Error::Init(text)),
+            Message::Listener(number) => {
+                let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;
+                let fd = descriptor_of(self.pid, number)?;
+                let state = hooks::state(self.record, self.status, self.record.pid);
+                let version = &self.record.oci_version;
+                process::notify::send(
+                    path,
+                    metadata.as_deref(),
+                    fd.as_fd(),
+                    version,
+                    self.pid.as_raw(),
+                    &state,
+                )?;
+                channel.send(&Message::Go)?;
+            }
+            other => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
+        }
+        Ok(())
+    }
+
+    /// Waits until init has set the container up; `mounted` runs the hooks that are due in between. `early` is what it
+    /// said already.
+    pub fn until_created(
+        &self,
+        channel: &Channel,
+        early: Vec<Message>,
+        plan: &process::Plan,
+        mut mounted: impl FnMut() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut early = early.into_iter();
+        loop {
+            let message = match early.next() {
+                Some(message) => Some(message),
+                None => channel.receive()?,
+            };
+            match message {
+                Some(Message::Created) => return Ok(()),
+                Some(Message::Ready) => {
+                    process::tune(plan, self.pid)?;
+                    channel.send(&Message::Go)?;
+                }
+                Some(Message::Mounted) => {
+                    mounted()?;
+                    channel.send(&Message::Go)?;
+                }
+                Some(message) => self.serve(channel, message)?,
+                None => return Err(Error::InitGone),
+            }
+        }
+    }
+
+    /// Waits until init has executed the program, or says why it can't.
+    pub fn until_running(&self, channel: &Channel) -> Result<(), Error> {
+        while let Some(message) = channel.receive()? {
+            self.serve(channel, message)?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits for one message that must come.
+pub fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<Message, Error> {
+    match channel.receive()? {
+        Some(message) if wanted(&message) => Ok(message),
+        Some(Message::Failed(text)) => Err(Error::Init(text)),
+        Some(other) => Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
+        None => Err(Error::InitGone),
+    }
+}
+
+/// A process of ours that is killed and reaped unless it gets to run its program.
+#[derive(Debug, Default)]
+pub struct Newborn(Option<Pid>);
+
+impl Newborn {
+    /// Takes charge of `pid`, a child of this process.
+    pub fn of(pid: Pid) -> Self {
+        Self(Some(pid))
+    }
+
+    /// Lets it live.
+    pub fn keep(&mut self) {
+        self.0 = None;
+    }
+
+    /// Kills and reaps it.
+    pub fn kill(&mut self) {
+        let Some(pid) = self.0.take() else {
+            return;
+        };
+        // The number is its own until it is waited for. ESRCH: it ended by itself.
+        match nix::sys::signal::kill(pid, Signal::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => tracing::warn!("kill({pid}, SIGKILL): {errno}"),
+        }
+        if let Err(errno) = nix::sys::wait::waitpid(pid, None) {
+            tracing::warn!("waitpid({pid}): {errno}");
+        }
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Learns which process the one in the middle made, reaps that one, and takes charge of the other. Returns also what the
+/// other said before the one in the middle came to speak.
+pub fn replace_middle(channel: &Channel, newborn: &mut Newborn) -> Result<(Child, Vec<Message>), Error> {
+    let mut early = Vec::new();
+    let pid = loop {
+        match channel.receive()? {
+            Some(Message::Child(pid)) => break Pid::from_raw(pid),
+            Some(Message::Failed(text)) => return Err(Error::Init(text)),
+            Some(message) => early.push(message),
+            None => return Err(Error::InitGone),
+        }
+    };
+    if let Some(middle) = newborn.0.replace(pid) {
+        nix::sys::wait::waitpid(middle, None).map_err(|errno| Error::Call {
+            call: format!("waitpid({middle})"),
+            errno,
+        })?;
+    }
+    Ok((
+        Child {
+            pid,
+            pidfd: pidfd_of(pid),
+        },
+        early,
+    ))
+}
+
+/// A pidfd of a child of this process that was not waited for: the number is its own.
+fn pidfd_of(pid: Pid) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+/// The descriptor `number` of a child of this process: pidfd_getfd(2), Linux 5.6.
+fn descriptor_of(pid: Pid, number: RawFd) -> Result<OwnedFd, Error> {
+    let failed = |errno: Errno| Error::Call {
+        call: format!("pidfd_getfd(pidfd of {pid}, {number})"),
+        errno,
+    };
+    let pidfd = pidfd_of(pid).ok_or_else(|| failed(Errno::ENOSYS))?;
+    rustix::process::pidfd_getfd(&pidfd, number, rustix::process::PidfdGetfdFlags::empty())
+        .map_err(|errno| failed(Errno::from_raw(errno.raw_os_error())))
+}
+
+/// Connects to `--console-socket`.
+pub fn console_socket(path: &Path) -> Result<OwnedFd, Error> {
+    connect_stream(path).map_err(|errno| Error::path("connect", path)(errno.into()))
+}
+
+fn connect_stream(path: &Path) -> Result<OwnedFd, Errno> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}
+
+/// `--pid-file` and `--pidfd-socket`.
+pub fn announce(pid_file: Option<&Path>, pidfd_socket: Option<&Path>, init: &Child) -> Result<(), Error> {
+    if let Some(path) = pidfd_socket {
+        let pidfd = init.pidfd.as_ref().ok_or(Error::NoPidfd)?;
+        let failed = |errno: Errno| Error::path("send the pidfd to", path)(errno.into());
+        let socket = connect_stream(path).map_err(failed)?;
+        let descriptors = [pidfd.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        sendmsg::<UnixAddr>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(b"pidfd")],
+            &rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )
+        .map_err(failed)?;
+    }
+    if let Some(path) = pid_file {
+        write_pid_file(path, init.pid).map_err(Error::path("write", path))?;
+    }
+    Ok(())
+}
+
+/// Readers see no file or the whole number: containerd reads it as soon as it is there.
+fn write_pid_file(path: &Path, pid: Pid) -> std::io::Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?);
+    let temporary: PathBuf = path.with_file_name(name);
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o666)
+        .open(&temporary)?;
+    let written = write!(file, "{pid}").and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        std::fs::remove_file(&temporary)?;
+    }
+    written
+}

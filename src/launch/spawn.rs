@@ -1,0 +1,150 @@
+//! Making the container's first process: one clone3(2) into all new namespaces and the cgroup, then the init image.
+
+use super::channel::{self, Channel, Message};
+use super::handover::Middle;
+use super::image::Image;
+use crate::cgroup;
+use crate::namespace::{self, Kind};
+use nix::errno::Errno;
+use proa_sys::clone::{Child, Clone, Side};
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+/// What the new process is and does before it executes the init image.
+#[derive(Debug, Default)]
+pub struct Birth {
+    /// The namespaces it is cloned into.
+    pub new: Vec<Kind>,
+    /// The v2 cgroup it is born in.
+    pub into_cgroup: Option<OwnedFd>,
+    /// Where to write `0` if the kernel has no `CLONE_INTO_CGROUP`.
+    pub into_fallback: Option<OwnedFd>,
+    /// Where to write `0` in any case.
+    pub join: Vec<OwnedFd>,
+    /// Whether it waits for `Go` first.
+    pub wait: bool,
+    /// Descriptors that stay open over the execve(2), under the same numbers.
+    pub inherit: Vec<RawFd>,
+}
+
+/// The way into the cgroup that a process in the middle's child takes.
+#[derive(Debug, Default)]
+pub struct ThroughMiddle {
+    /// The files in which it writes `0`, by number.
+    pub files: Vec<RawFd>,
+    // Open until the clone is done.
+    _held: Option<cgroup::Birth>,
+}
+
+impl Birth {
+    /// Decides who enters the cgroup: the new process itself, or the child of `middle` if that is what it becomes.
+    pub fn enter(&mut self, entry: cgroup::Birth, middle: Option<&mut Middle>) -> ThroughMiddle {
+        let Some(middle) = middle else {
+            (self.into_cgroup, self.into_fallback, self.join) = (entry.into, entry.into_fallback, entry.join);
+            return ThroughMiddle::default();
+        };
+        let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+        (middle.into_cgroup, middle.into_fallback) = (number(&entry.into), number(&entry.into_fallback));
+        let files: Vec<RawFd> = entry.join.iter().map(AsRawFd::as_raw_fd).collect();
+        self.inherit.extend(
+            files
+                .iter()
+                .copied()
+                .chain(middle.into_cgroup)
+                .chain(middle.into_fallback),
+        );
+        ThroughMiddle {
+            files,
+            _held: Some(entry),
+        }
+    }
+}
+
+/// Why there is no new process.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused.
+    #[error("clone3({namespaces:?}): {errno}")]
+    Clone {
+        /// The namespaces asked for.
+        namespaces: Vec<Kind>,
+        /// Why not.
+        errno: Errno,
+    },
+    /// In the new process: its cgroup refused it.
+    #[error("write \"0\" to the cgroup's {0}")]
+    EnterCgroup(Errno),
+    /// In the new process: its user namespace has no root.
+    #[error(transparent)]
+    Namespace(#[from] namespace::Error),
+    /// In the new process: the executable refused to run.
+    #[error("execveat of the init image: {0}")]
+    Exec(Errno),
+    /// In the new process.
+    #[error(transparent)]
+    Channel(#[from] channel::Error),
+}
+
+/// Clones. `init` is the new process's end of the channel, `plan` the memfd of the handover.
+pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Result<Child, Error> {
+    let mut argv = image.argv.clone();
+    for fd in [init.as_raw_fd(), plan.as_raw_fd()] {
+        argv.push(CString::new(fd.to_string()).expect("a number has no null byte"));
+    }
+    let flags = birth.new.iter().fold(0, |flags, kind| flags | kind.flag());
+    let what = Clone {
+        flags,
+        into_cgroup: birth.into_cgroup.as_ref().map(AsFd::as_fd),
+    };
+    let side = proa_sys::clone::clone(&what).map_err(|errno| Error::Clone {
+        namespaces: birth.new.clone(),
+        errno,
+    })?;
+    let in_cgroup = match side {
+        Side::Parent(child) => return Ok(child),
+        Side::Child { in_cgroup } => in_cgroup,
+    };
+    let error = match become_init(image, &argv, birth, init, plan, in_cgroup) {
+        Err(error) => error,
+    };
+    // Nobody is left to be told if this fails too: the parent then reports an init that ended without a word.
+    drop(init.send(&Message::Failed(error.to_string())));
+    proa_sys::exec::exit_now(1)
+}
+
+/// The new process, until it executes the init image. It runs in a copy of the parent's memory, so it does little.
+fn become_init(
+    image: &Image,
+    argv: &[CString],
+    birth: &Birth,
+    init: &Channel,
+    plan: &OwnedFd,
+    in_cgroup: bool,
+) -> Result<Infallible, Error> {
+    let fallback = birth.into_fallback.iter().filter(|_| !in_cgroup);
+    for file in birth.join.iter().chain(fallback) {
+        enter_cgroup(file)?;
+    }
+    if birth.wait && !init.wait_go()? {
+        proa_sys::exec::exit_now(1);
+    }
+    if birth.new.contains(&Kind::User) {
+        // Before the execve, which would take all capabilities from a process whose uid is not mapped to root.
+        namespace::enter::become_root()?;
+    }
+    for fd in birth
+        .inherit
+        .iter()
+        .copied()
+        .chain([init.as_raw_fd(), plan.as_raw_fd()])
+    {
+        proa_sys::fd::set_close_on_exec(fd, false).map_err(Error::Exec)?;
+    }
+    proa_sys::exec::execveat(image.program.as_fd(), argv, &image.env).map_err(Error::Exec)
+}
+
+/// Moves this process into the cgroup whose `tasks` or `cgroup.procs` is open as `file`.
+pub fn enter_cgroup(file: &OwnedFd) -> Result<(), Error> {
+    nix::unistd::write(file, b"0").map(drop).map_err(Error::EnterCgroup)
+}

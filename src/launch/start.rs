@@ -1,0 +1,77 @@
+//! `start`: tells a waiting init to execute the program, and learns how that went.
+
+use super::channel::{Channel, Message};
+use super::parent::Attendant;
+use super::{Error, hooks, parent};
+use crate::config::Config;
+use crate::state::{Action, Record, Refused, Store};
+use nix::sys::socket::SockFlag;
+use nix::unistd::Pid;
+
+/// Starts the created container `id`.
+///
+/// No lock is taken, so that a container whose `startContainer` hook hangs can be deleted: init accepts one start, and of
+/// two who try at once the second is refused.
+pub fn start(store: &Store, id: &str) -> Result<(), Error> {
+    let container = store.open(id)?;
+    container.require(Action::Start)?;
+    let config = container.config()?;
+    let path = || container.dir().join(crate::state::START_SOCKET);
+    let socket = container
+        .connect_start(SockFlag::empty())
+        .map_err(|errno| Error::path("connect", path())(errno.into()))?;
+    let channel = Channel::from(socket);
+    channel.send(&Message::Start)?;
+    match channel.receive()? {
+        Some(Message::Starting) => {}
+        Some(Message::Failed(text)) => return Err(Error::Init(text)),
+        Some(other) => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
+        // Whoever came first was served, and init listens no more.
+        None => return Err(crate::state::Error::Refused(Refused::StartRunning).into()),
+    }
+    let record = &container.record;
+    Attendant {
+        record,
+        pid: Pid::from_raw(record.pid),
+        listener: parent::listener(&config),
+        status: "created",
+    }
+    .until_running(&channel)?;
+    poststart(&config, &container.record)?;
+    // Nobody listens there any more: later status checks need not even try.
+    std::fs::remove_file(path()).map_err(Error::path("unlink", path()))
+}
+
+/// The `poststart` hooks. As with runc, the container is killed if one fails.
+pub fn poststart(config: &Config, record: &Record) -> Result<(), Error> {
+    let Some(hooks) = config
+        .spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststart().as_deref())
+    else {
+        return Ok(());
+    };
+    let ran = hooks::run_all("poststart", hooks, &hooks::state(record, "running", record.pid));
+    if ran.is_err() {
+        crate::state::process::signal(record.pid, record.start_time, nix::libc::SIGKILL)?;
+    }
+    Ok(ran?)
+}
+
+/// The `poststop` hooks, after a container was deleted. A failing one is logged, and the others still run
+/// (runtime-spec runtime.md#lifecycle, step 13).
+pub fn poststop(config: &Config, record: &Record) {
+    let hooks = config
+        .spec
+        .hooks()
+        .as_ref()
+        .and_then(|hooks| hooks.poststop().as_deref())
+        .unwrap_or_default();
+    let state = hooks::state(record, "stopped", 0);
+    for hook in hooks {
+        if let Err(error) = hooks::run_all("poststop", std::slice::from_ref(hook), &state) {
+            tracing::warn!("{error}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! A container's terminal, on the parent's side: where init sends the master.
+
+use super::{Error, parent};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, socketpair,
+};
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+/// The two ends of what a terminal's master travels over.
+#[derive(Debug, Default)]
+pub struct Offer {
+    /// For init: the console socket, or one end of a pair.
+    pub for_init: Option<OwnedFd>,
+    /// The other end, if this process shows the terminal.
+    ours: Option<OwnedFd>,
+}
+
+/// Decides by runc's rules, in runc's words.
+pub fn offer(detach: bool, terminal: bool, socket: Option<&Path>) -> Result<Offer, Error> {
+    match (terminal, detach, socket) {
+        (true, true, None) => Err(Error::TerminalNeedsSocket),
+        (true, true, Some(path)) => Ok(Offer {
+            for_init: Some(parent::console_socket(path)?),
+            ours: None,
+        }),
+        (_, _, Some(_)) => Err(Error::SocketWithoutTerminal),
+        (false, _, None) => Ok(Offer::default()),
+        (true, false, None) => {
+            let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+                .map_err(|errno| Error::Call {
+                    call: "socketpair".into(),
+                    errno,
+                })?;
+            Ok(Offer {
+                for_init: Some(theirs),
+                ours: Some(ours),
+            })
+        }
+    }
+}
+
+impl Offer {
+    /// The master, which init sends before it reports that it is ready.
+    pub fn receive(self) -> Result<Option<OwnedFd>, Error> {
+        let Some(ours) = self.ours else {
+            return Ok(None);
+        };
+        // Else its end would stay open here, and a missing master would be waited for.
+        drop(self.for_init);
+        let failed = |errno| Error::Call {
+            call: "recvmsg of the terminal's master".into(),
+            errno,
+        };
+        let mut name = [0; 64];
+        let mut parts = [IoSliceMut::new(&mut name)];
+        let mut control = nix::cmsg_space!(RawFd);
+        let message = recvmsg::<UnixAddr>(
+            ours.as_raw_fd(),
+            &mut parts,
+            Some(&mut control),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )
+        .map_err(failed)?;
+        for part in message.cmsgs().map_err(failed)? {
+            if let ControlMessageOwned::ScmRights(fds) = part
+                && let Some(fd) = fds.first()
+            {
+                return Ok(Some(proa_sys::fd::inherit(*fd).map_err(failed)?));
+            }
+        }
+        Err(Error::InitGone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_goes_where_somebody_shows_it() {
+        assert!(matches!(offer(true, true, None), Err(Error::TerminalNeedsSocket)));
+        let path = Path::new("/nowhere/console.sock");
+        assert!(matches!(
+            offer(false, true, Some(path)),
+            Err(Error::SocketWithoutTerminal)
+        ));
+        assert!(matches!(
+            offer(true, false, Some(path)),
+            Err(Error::SocketWithoutTerminal)
+        ));
+        assert!(matches!(
+            offer(true, true, Some(path)),
+            Err(Error::Path { call: "connect", .. })
+        ));
+        assert!(offer(true, false, None).unwrap().for_init.is_none());
+        assert!(offer(false, true, None).unwrap().for_init.is_some());
+    }
+}

@@ -1,0 +1,130 @@
+//! Entering namespaces and what is set up inside them. Runs in the container's init.
+
+use super::{Error, Kind, TimeOffset};
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+/// A namespace to join, opened by the parent: descriptors survive what happens to the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// Its kind.
+    pub kind: Kind,
+    /// The descriptor, inherited by number.
+    pub fd: RawFd,
+}
+
+/// Opens the namespaces of `plan` that exist already.
+pub fn open(plan: &super::Plan) -> Result<Vec<(Kind, OwnedFd)>, Error> {
+    plan.join
+        .iter()
+        .map(|join| {
+            let file = File::open(&join.path).map_err(|source| Error::Open {
+                kind: join.kind,
+                path: join.path.clone(),
+                source,
+            })?;
+            Ok((join.kind, file.into()))
+        })
+        .collect()
+}
+
+/// Joins one namespace.
+pub fn join(kind: Kind, fd: BorrowedFd<'_>) -> Result<(), Error> {
+    setns(fd, CloneFlags::from_bits_retain(kind.flag() as i32)).map_err(|errno| Error::Call {
+        call: format!("setns({kind:?})"),
+        errno,
+    })
+}
+
+/// Joins several namespaces of the process that `pidfd` refers to at once (Linux 5.8); before that, each by its file
+/// under `/proc/PID/ns`.
+pub fn join_process(pidfd: BorrowedFd<'_>, pid: i32, kinds: &[Kind]) -> Result<(), Error> {
+    let flags = kinds.iter().fold(0, |flags, kind| flags | kind.flag());
+    match setns(pidfd, CloneFlags::from_bits_retain(flags as i32)) {
+        Ok(()) => Ok(()),
+        // What older kernels answer for a descriptor that is no namespace file.
+        Err(Errno::EINVAL) => join_process_each(pid, kinds),
+        Err(errno) => Err(Error::Call {
+            call: format!("setns(pidfd of {pid}, {kinds:?})"),
+            errno,
+        }),
+    }
+}
+
+/// The way of kernels before 5.8. All files are opened before the first is joined: `/proc` is the host's until then.
+pub fn join_process_each(pid: i32, kinds: &[Kind]) -> Result<(), Error> {
+    let mut files = Vec::with_capacity(kinds.len());
+    for &kind in kinds {
+        let path = PathBuf::from(format!("/proc/{pid}/ns/{}", kind.file_name()));
+        let file = File::open(&path).map_err(|source| Error::Open { kind, path, source })?;
+        files.push((kind, file));
+    }
+    files.iter().try_for_each(|(kind, file)| join(*kind, file.as_fd()))
+}
+
+/// unshare(2) of one kind.
+pub fn unshare(kind: Kind) -> Result<(), Error> {
+    nix::sched::unshare(CloneFlags::from_bits_retain(kind.flag() as i32)).map_err(|errno| Error::Call {
+        call: format!("unshare({kind:?})"),
+        errno,
+    })
+}
+
+/// Writes the clocks' offsets of the time namespace that this process's children will be in, time_namespaces(7).
+pub fn write_time_offsets(offsets: &[TimeOffset]) -> Result<(), Error> {
+    let text: String = offsets
+        .iter()
+        .map(|offset| format!("{} {} {}\n", offset.clock, offset.seconds, offset.nanoseconds))
+        .collect();
+    if text.is_empty() {
+        return Ok(());
+    }
+    let path = PathBuf::from("/proc/self/timens_offsets");
+    std::fs::write(&path, &text).map_err(|source| Error::Write { path, text, source })
+}
+
+/// Becomes root of the user namespace that was just entered.
+pub fn become_root() -> Result<(), Error> {
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    let failed = |call: &str| {
+        let call = call.to_owned();
+        move |errno| Error::Call { call, errno }
+    };
+    let (root, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(group, group, group).map_err(failed("setresgid(0, 0, 0) in the user namespace"))?;
+    setresuid(root, root, root).map_err(failed("setresuid(0, 0, 0) in the user namespace"))?;
+    match setgroups(&[]) {
+        // Denied by the rootless caller's own `setgroups` file: the groups stay unmapped, and so without effect inside.
+        Ok(()) | Err(Errno::EPERM) => Ok(()),
+        Err(errno) => Err(failed("setgroups([])")(errno)),
+    }
+}
+
+/// `hostname` and `domainname`.
+pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<(), Error> {
+    if let Some(name) = hostname.filter(|name| !name.is_empty()) {
+        nix::unistd::sethostname(name).map_err(|errno| Error::Call {
+            call: format!("sethostname({name:?})"),
+            errno,
+        })?;
+    }
+    if let Some(name) = domainname.filter(|name| !name.is_empty()) {
+        rustix::system::setdomainname(name.as_bytes()).map_err(|errno| Error::Call {
+            call: format!("setdomainname({name:?})"),
+            errno: Errno::from_raw(errno.raw_os_error()),
+        })?;
+    }
+    Ok(())
+}
+
+/// Brings `lo` of a new network namespace up, as every runtime does.
+pub fn loopback_up() -> Result<(), Error> {
+    proa_sys::net::set_up(c"lo").map_err(|errno| Error::Call {
+        call: "ioctl(SIOCSIFFLAGS, \"lo\", IFF_UP)".into(),
+        errno,
+    })
+}

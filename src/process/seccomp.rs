@@ -1,0 +1,69 @@
+//! The seccomp filter: compiled (or found in the cache) by the parent, installed by init.
+
+use super::{Error, cache};
+use nix::errno::Errno;
+use oci_spec::runtime::LinuxSeccomp;
+use proa_seccomp::Program;
+use proa_sys::security;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+/// A compiled seccomp filter as the container's init receives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// What to install. [`Program::encode`] and [`Program::decode`] take it from process to process.
+    pub program: Program,
+    /// `linux.seccomp.listenerPath` and `listenerMetadata`, where the parent sends the listener descriptor
+    /// ([`super::notify::send`]). Only if the program notifies.
+    pub listener: Option<(PathBuf, Option<String>)>,
+}
+
+/// In the parent: the compiled filter of `profile`, from the cache directory `cache` (made 0700 if missing, keyed by the
+/// profile's content and the versions of proa and libseccomp; an entry that is not ours is ignored) or compiled now. A
+/// cache that can't be used costs time, nothing else.
+pub fn filter(profile: &LinuxSeccomp, cache: &Path) -> Result<Filter, Error> {
+    let key = cache::key(profile).map_err(|error| Error::field("linux.seccomp", error.to_string()))?;
+    let program = match cache::load(cache, &key) {
+        Some(program) => program,
+        None => {
+            let compiled = proa_seccomp::compile(profile)?;
+            for name in &compiled.unknown {
+                tracing::debug!("unknown seccomp syscall {name:?} ignored");
+            }
+            if let Err(error) = cache::store(cache, &key, &compiled.program) {
+                tracing::debug!("seccomp cache {}: {error}", cache.display());
+            }
+            compiled.program
+        }
+    };
+    // Callers' tests look for this line (runc's seccomp.bats).
+    tracing::debug!("seccomp filter flags: {}", program.flags);
+    let listener = match (program.notify, profile.listener_path()) {
+        (true, Some(path)) => Some((path.clone(), profile.listener_metadata().clone())),
+        _ => None,
+    };
+    Ok(Filter { program, listener })
+}
+
+/// Installs `filter` for the process. An init that becomes a native program has one thread; an engine may have started
+/// more, and a filter that misses one is no filter.
+pub(super) fn install(filter: &Filter, native: bool) -> Result<Option<OwnedFd>, Error> {
+    let program = &filter.program;
+    let threads = match (native, program.notify) {
+        (true, _) => 0,
+        (false, false) => security::SECCOMP_TSYNC,
+        (false, true) => security::SECCOMP_TSYNC | security::SECCOMP_TSYNC_ESRCH,
+    };
+    let flags = program.flags | threads;
+    security::seccomp_install(flags, &program.instructions).map_err(|source| {
+        let length = program.instructions.len() / 8;
+        let hint = if source == Errno::EINVAL {
+            " (a flag or action that this kernel lacks)"
+        } else {
+            ""
+        };
+        let call =
+            format!("error loading seccomp filter into kernel: seccomp({flags:#x}, {length} instructions){hint}");
+        Error::Call { call, source }
+    })
+}

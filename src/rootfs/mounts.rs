@@ -1,0 +1,322 @@
+//! The entries of `mounts`, one after the other.
+
+use super::error::{Error, Named, Raw};
+use super::resolve::{Missing, Place, Root};
+use super::tree::{self, Change, Source};
+use super::{Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc};
+use proa_sys::Errno;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat};
+use rustix::mount::{MountAttrFlags as Attr, MountFlags as Flag};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// `PROC_SUPER_MAGIC`, and the inode number of the root of every procfs.
+const PROC: (rustix::fs::FsWord, u64) = (0x9fa0, 1);
+
+/// What one mount is made with.
+pub(super) struct Scene<'a> {
+    pub plan: &'a Plan,
+    pub root: &'a Root,
+    pub mount: &'a Mount,
+}
+
+/// Makes every mount.
+pub(super) fn all(plan: &Plan, root: &Root) -> Result<(), Error> {
+    for mount in &plan.mounts {
+        one(&Scene { plan, root, mount }).map_err(|cause| Error::Mount {
+            field: format!("mounts[{}]", mount.index),
+            what: match &mount.kind {
+                Kind::Fs(name) if mount.source.as_os_str().is_empty() => name.clone(),
+                _ => mount.source.display().to_string(),
+            },
+            destination: mount.destination.clone(),
+            cause: Box::new(cause),
+        })?;
+    }
+    // The mount points were entered one by one; leave the last one, whose mount would be busy for its life.
+    rustix::process::fchdir(root.as_fd()).call(|| "fchdir(root)")
+}
+
+fn one(scene: &Scene<'_>) -> Result<(), Error> {
+    match &scene.mount.kind {
+        Kind::Bind => bind(scene),
+        Kind::Cgroup => cgroup::mount(scene),
+        Kind::Fs(name) => file_system(scene, name),
+    }
+}
+
+impl Scene<'_> {
+    /// The mount point, made if it is missing; safe to mount this kind on.
+    pub(super) fn place(&self, missing: impl FnOnce() -> Result<Missing, Error>) -> Result<Place, Error> {
+        let destination = &self.mount.destination;
+        let place = match self.root.lookup(destination, self.mount.options.destination_nofollow)? {
+            Some(place) => place,
+            None => self.root.make(destination, missing()?)?,
+        };
+        if place.real != self.mount.destination {
+            // The plan looked at the destination as written; symbolic links led elsewhere.
+            check_proc(
+                &format!("mounts[{}].destination", self.mount.index),
+                &place.real,
+                &self.mount.kind,
+            )?;
+            if place.real == Path::new("/") {
+                return Err(Error::refuse(
+                    &self.mount.destination,
+                    "leads to the root of the container",
+                ));
+            }
+        }
+        Ok(place)
+    }
+
+    /// What remains to be done to a mount once it is there.
+    pub(super) fn settle(&self, tree: BorrowedFd<'_>) -> Result<(), Error> {
+        let options = &self.mount.options;
+        for &propagation in &options.propagation {
+            tree::propagate(tree, propagation).call(|| {
+                format!(
+                    "mount_setattr({:?}, propagation={propagation:#x})",
+                    self.mount.destination
+                )
+            })?;
+        }
+        if options.recursive_set | options.recursive_clear != 0 {
+            let change = Change {
+                set: options.recursive_set,
+                clear: options.recursive_clear,
+                recursive: true,
+            };
+            tree::change(tree, change).call(|| format!("mount_setattr({:?}, {change:x?})", self.mount.destination))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn unsettled(&self) -> bool {
+        let options = &self.mount.options;
+        !options.propagation.is_empty() || options.recursive_set | options.recursive_clear != 0
+    }
+}
+
+/// A new mount of a file system.
+fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
+    let Mount { options, source, .. } = scene.mount;
+    let place = match name {
+        "proc" | "sysfs" => ordinary_directory(scene, name)?,
+        _ => scene.place(|| Ok(Missing::Dir))?,
+    };
+    let mut flags = options.flags & !options::REMOUNT.bits();
+    let mut data = options.data.clone();
+    if super::protect::is_late_readonly(scene.mount) {
+        // Devices, links and copied files still have to be put there.
+        flags &= !Flag::RDONLY.bits();
+    }
+    if name == "tmpfs" && !data.split(',').any(|option| option.starts_with("mode=")) {
+        let stat = fstat(&place.fd).call(|| format!("fstat({:?})", place.real))?;
+        data = join(&format!("mode={:04o}", stat.st_mode & 0o7777), &data);
+    }
+    // These file systems have labels of their own.
+    if let Some(label) = scene
+        .plan
+        .label
+        .as_ref()
+        .filter(|_| !matches!(name, "proc" | "sysfs" | "mqueue" | "cgroup2"))
+    {
+        data = join(&data, &format!("context=\"{label}\""));
+    }
+    let mounted = tree::mount_new(source, place.fd.as_fd(), name, flags, &data, &place.real);
+    match mounted {
+        Err(error) if scene.plan.userns && error.errno() == Some(Errno::EPERM) && name == "sysfs" => {
+            // The network namespace is not the user namespace's: sysfs is refused, the host's may be shown.
+            return bind_host_sys(scene, &place);
+        }
+        Err(error) if scene.plan.userns && error.errno() == Some(Errno::EINVAL) && name == "devpts" => {
+            // gid=5 (tty) is in nearly every config and has no meaning where the group is not mapped.
+            let kept: Vec<_> = data.split(',').filter(|option| !option.starts_with("gid=")).collect();
+            if kept.join(",") == data {
+                return Err(error);
+            }
+            tree::mount_new(source, place.fd.as_fd(), name, flags, &kept.join(","), &place.real)?;
+        }
+        other => other?,
+    }
+    let label = scene.plan.label.as_ref().filter(|_| name == "mqueue");
+    if !(scene.unsettled() || options.copy_up || label.is_some()) {
+        return Ok(());
+    }
+    let below = fstat(&place.fd).call(|| format!("fstat({:?})", place.real))?;
+    let tree = tree::reopen(&place.real, scene.root, |found| found.st_dev != below.st_dev)?;
+    if options.copy_up {
+        copyup::copy(place.fd.as_fd(), tree.as_fd(), &place.real)?;
+    }
+    if let Some(label) = label {
+        set_label(tree.as_fd(), label)?;
+    }
+    scene.settle(tree.as_fd())
+}
+
+/// procfs and sysfs decide what else is safe; no link of the image may say where they go.
+fn ordinary_directory(scene: &Scene<'_>, name: &str) -> Result<Place, Error> {
+    let path = &scene.mount.destination;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let refuse = || {
+        Error::refuse(
+            path,
+            format!("filesystem {name:?} must be mounted on ordinary directory"),
+        )
+    };
+    match scene.root.open_with(path, flags, ResolveFlags::NO_SYMLINKS) {
+        Ok(fd) => Ok(Place { fd, real: path.clone() }),
+        Err(Errno::ELOOP | Errno::ENOTDIR) => Err(refuse()),
+        Err(Errno::ENOENT) => {
+            let place = scene.place(|| Ok(Missing::Dir))?;
+            if place.real == *path { Ok(place) } else { Err(refuse()) }
+        }
+        Err(errno) => Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH|O_DIRECTORY)")),
+    }
+}
+
+fn bind_host_sys(scene: &Scene<'_>, place: &Place) -> Result<(), Error> {
+    let source = Source::Path {
+        path: Path::new("/sys"),
+        nofollow: false,
+    };
+    let tree = tree::bind(source, true, place.fd.as_fd(), &place.real, scene.root)?;
+    flags(tree.as_fd(), scene.mount)?;
+    scene.settle(tree.as_fd())
+}
+
+/// A bind mount.
+fn bind(scene: &Scene<'_>) -> Result<(), Error> {
+    let Mount {
+        options,
+        source,
+        opened,
+        destination,
+        ..
+    } = scene.mount;
+    let recursive = options.has(Flag::REC);
+    let nofollow = options.source_nofollow;
+    let tree = match opened {
+        Some(fd) => Ok(proa_sys::fd::inherit(*fd).call(|| format!("fcntl({fd}, F_GETFD)"))?),
+        None => tree::detached(Source::Path { path: source, nofollow }, recursive),
+    };
+    let tree = match tree {
+        Ok(tree) => {
+            let place = bind_place(scene, tree.as_fd())?;
+            tree::attach(tree.as_fd(), place.fd.as_fd()).call(|| format!("move_mount({source:?}, {destination:?})"))?;
+            tree
+        }
+        Err(errno) if tree::unsupported(errno) => {
+            let handle = openat(CWD, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .call(|| format!("open({source:?}, O_PATH)"))?;
+            let place = bind_place(scene, handle.as_fd())?;
+            tree::bind_classic(
+                Source::Fd(handle.as_fd()),
+                recursive,
+                place.fd.as_fd(),
+                &place.real,
+                scene.root,
+            )?
+        }
+        Err(errno) => return Err(errno).call(|| format!("open_tree({source:?}, OPEN_TREE_CLONE)")),
+    };
+    flags(tree.as_fd(), scene.mount)?;
+    scene.settle(tree.as_fd())
+}
+
+/// The mount point for what `source` is: a directory for a directory, a file for anything else.
+fn bind_place(scene: &Scene<'_>, source: BorrowedFd<'_>) -> Result<Place, Error> {
+    let path = &scene.mount.destination;
+    let place = scene.place(|| {
+        Ok(if tree::dir(source)? {
+            Missing::Dir
+        } else {
+            Missing::File
+        })
+    })?;
+    if place.real == Path::new("/proc") {
+        let stat = fstat(source).call(|| "fstat(source)")?;
+        let fs = fstatfs(source).call(|| "fstatfs(source)")?;
+        if (fs.f_type, stat.st_ino) != PROC {
+            return Err(Error::refuse(path, "cannot be mounted because it is not of type proc"));
+        }
+    }
+    Ok(place)
+}
+
+/// A bind mount starts with the flags of what it shows. If the bundle gives any, they replace those (as mount(8) does),
+/// except that a user namespace may not take off what its creator put on.
+fn flags(tree: BorrowedFd<'_>, mount: &Mount) -> Result<(), Error> {
+    let ignored = (Flag::BIND | Flag::REC | Flag::SILENT).bits() | options::REMOUNT.bits();
+    let wanted = mount.options.flags & !ignored;
+    if wanted == 0 && mount.options.cleared == 0 {
+        return Ok(());
+    }
+    let plain = (Attr::MOUNT_ATTR_RDONLY
+        | Attr::MOUNT_ATTR_NOSUID
+        | Attr::MOUNT_ATTR_NODEV
+        | Attr::MOUNT_ATTR_NOEXEC
+        | Attr::MOUNT_ATTR_NOSYMFOLLOW)
+        .bits();
+    let set = tree::attributes(wanted);
+    let atime = (Flag::NOATIME | Flag::RELATIME | Flag::STRICTATIME | Flag::NODIRATIME).bits();
+    let modes = if (wanted | mount.options.cleared) & atime != 0 {
+        (Attr::MOUNT_ATTR__ATIME | Attr::MOUNT_ATTR_NODIRATIME).bits()
+    } else {
+        0
+    };
+    // A `remount` in the options asks to change only what is named.
+    let named = tree::attributes(mount.options.cleared) & plain;
+    let clear = if mount.options.flags & options::REMOUNT.bits() != 0 {
+        named
+    } else {
+        plain & !set
+    };
+    let change = Change {
+        set,
+        clear: clear | (modes & !(set & Attr::MOUNT_ATTR_NODIRATIME.bits())),
+        recursive: false,
+    };
+    let result = tree::change(tree, change).or_else(|errno| match errno {
+        Errno::EPERM => tree::change(
+            tree,
+            Change {
+                clear: change.clear & !plain | named,
+                ..change
+            },
+        ),
+        other => Err(other),
+    });
+    result.call(|| format!("mount_setattr({:?}, {change:x?})", mount.destination))
+}
+
+fn join(left: &str, right: &str) -> String {
+    match (left, right) {
+        ("", one) | (one, "") => one.into(),
+        (left, right) => format!("{left},{right}"),
+    }
+}
+
+/// mqueue takes no `context=`: its root is labelled afterwards.
+fn set_label(tree: BorrowedFd<'_>, label: &str) -> Result<(), Error> {
+    let open = |fd| {
+        openat(
+            fd,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+    };
+    let dir: OwnedFd = open(tree).call(|| "open(mqueue, O_DIRECTORY)")?;
+    match rustix::fs::fsetxattr(
+        &dir,
+        "security.selinux",
+        label.as_bytes(),
+        rustix::fs::XattrFlags::empty(),
+    ) {
+        // No SELinux, and so nothing that the label would be for.
+        Err(errno) if errno.raw() == Errno::ENOTSUP => Ok(()),
+        other => other.call(|| format!("fsetxattr(mqueue, \"security.selinux\", {label:?})")),
+    }
+}

@@ -1,0 +1,111 @@
+//! The root: made a mount point before the mounts, made the process's root after them.
+
+use super::error::{Error, Named, Raw};
+use super::options::{REC, SHARED, SLAVE};
+use super::resolve::{open_dir, open_dir_no_symlinks};
+use super::{Plan, procfs, tree};
+use proa_sys::Errno;
+use rustix::fs::CWD;
+use rustix::mount::{MountFlags as Flag, MountPropagationFlags as Propagation, UnmountFlags};
+use rustix::mount::{mount, mount_change, mount_move, unmount};
+use rustix::process::{chdir, chroot, fchdir, pivot_root};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+/// Cuts the mount namespace off from the host's as `linux.rootfsPropagation` says, and makes the root a mount point.
+/// Returns a descriptor of the new mount.
+pub(super) fn prepare(plan: &Plan) -> Result<OwnedFd, Error> {
+    let propagation = if plan.propagation == 0 {
+        SLAVE | REC
+    } else {
+        plan.propagation
+    };
+    change(Path::new("/"), propagation)?;
+    if !closed(plan) {
+        parent_private(&plan.root)?;
+    }
+    let root = open_dir_no_symlinks(CWD, &plan.root).call(|| format!("open({:?}, O_PATH|O_DIRECTORY)", plan.root))?;
+    match tree::detached(tree::Source::Fd(root.as_fd()), true) {
+        Ok(tree) => {
+            tree::attach(tree.as_fd(), root.as_fd()).call(|| format!("move_mount(<root>, {:?})", plan.root))?;
+            Ok(tree)
+        }
+        Err(errno) if tree::unsupported(errno) => bind_classic(plan, root.as_fd()),
+        Err(errno) => Err(errno).call(|| format!("open_tree({:?}, OPEN_TREE_CLONE|AT_RECURSIVE)", plan.root)),
+    }
+}
+
+/// Before Linux 5.2. The root's path is the host's, where the image has no say.
+fn bind_classic(plan: &Plan, root: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    mount(tree::magic(root), tree::magic(root), "", Flag::BIND | Flag::REC, None)
+        .call(|| format!("mount({0:?}, {0:?}, NULL, MS_BIND|MS_REC)", plan.root))?;
+    open_dir(&plan.root)
+}
+
+/// Whether no mount of the namespace hands mounts on to another one.
+fn closed(plan: &Plan) -> bool {
+    plan.propagation == 0 || (plan.propagation & REC != 0 && plan.propagation & SHARED == 0)
+}
+
+fn change(path: &Path, propagation: u32) -> Result<(), Error> {
+    mount_change(path, Propagation::from_bits_retain(propagation))
+        .call(|| format!("mount(NULL, {path:?}, NULL, {propagation:#x})"))
+}
+
+/// pivot_root(2) refuses a new root whose parent mount is shared, and what is mounted below would appear on the host.
+fn parent_private(root: &Path) -> Result<(), Error> {
+    for path in root.ancestors() {
+        match mount_change(path, Propagation::PRIVATE) {
+            Ok(()) => return Ok(()),
+            // Not a mount point: its mount is one further up.
+            Err(rustix::io::Errno::INVAL) => {}
+            Err(errno) => return Err(errno).call(|| format!("mount(NULL, {path:?}, NULL, MS_PRIVATE)")),
+        }
+    }
+    Err(Errno::EINVAL).call(|| "mount(NULL, \"/\", NULL, MS_PRIVATE)")
+}
+
+/// Makes `root` the process's root, and takes the host's out of the namespace.
+pub(super) fn enter(plan: &Plan, root: BorrowedFd<'_>) -> Result<(), Error> {
+    if plan.no_pivot {
+        return move_root(plan, root);
+    }
+    let old = if closed(plan) {
+        None
+    } else {
+        Some(open_dir(Path::new("/"))?)
+    };
+    fchdir(root).call(|| "fchdir(root)")?;
+    // The old root ends up on top of the new one, so that no directory is needed to put it in (pivot_root(2), Notes).
+    pivot_root(".", ".").call(|| "pivot_root(\".\", \".\")")?;
+    if let Some(old) = &old {
+        fchdir(old).call(|| "fchdir(old root)")?;
+        // Or the unmounting would reach the host.
+        change(Path::new("."), SLAVE | REC)?;
+    }
+    unmount(".", UnmountFlags::DETACH).call(|| "umount2(\".\", MNT_DETACH)")?;
+    chdir("/").call(|| "chdir(\"/\")")
+}
+
+/// `--no-pivot`. The kernel lets a container mount procfs and sysfs only if the namespace shows a complete one already;
+/// the host's, still mounted out of sight, would count: they go first.
+fn move_root(plan: &Plan, root: BorrowedFd<'_>) -> Result<(), Error> {
+    for path in procfs::full_proc_and_sys(&plan.root)? {
+        match mount_change(&path, Propagation::DOWNSTREAM | Propagation::REC) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::INVAL) => continue,
+            Err(errno) => return Err(errno).call(|| format!("mount(NULL, {path:?}, NULL, MS_SLAVE|MS_REC)")),
+        }
+        match unmount(&path, UnmountFlags::DETACH).map_err(|errno| errno.raw()) {
+            Ok(()) => {}
+            // A user namespace may not take it away, but may cover it.
+            Err(Errno::EINVAL | Errno::EPERM) => mount("tmpfs", &path, "tmpfs", Flag::empty(), None)
+                .call(|| format!("mount(\"tmpfs\", {path:?}, \"tmpfs\")"))?,
+            Err(errno) => return Err(errno).call(|| format!("umount2({path:?}, MNT_DETACH)")),
+        }
+    }
+    fchdir(root).call(|| "fchdir(root)")?;
+    mount_move(".", "/").call(|| format!("mount({:?}, \"/\", NULL, MS_MOVE)", plan.root))?;
+    chroot(".").call(|| "chroot(\".\")")?;
+    chdir("/").call(|| "chdir(\"/\")")
+}

@@ -1,0 +1,97 @@
+//! Mount sources that the container's init could not open: done in the parent, with the host's privileges.
+
+use super::error::{Error, Named};
+use super::options::{REC, SHARED, SLAVE};
+use super::tree::{self, Source};
+use super::{Idmap, Kind, Mount, Plan};
+use proa_sys::Errno;
+use proa_sys::mount::{Attributes, MOUNT_ATTR_IDMAP, mount_setattr, user_namespace};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::mount::MountFlags as Flag;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+/// In the parent, before the clone: opens the mount sources that the container's init could not open or clone itself
+/// (bind sources under a user namespace, id-mapped mounts) as detached mounts, and notes their descriptor numbers in
+/// `plan`. The descriptors must stay open, and be inherited by init under the same numbers (they are not close-on-exec).
+pub fn open_sources(plan: &mut Plan) -> Result<Vec<OwnedFd>, Error> {
+    if !plan.private {
+        return Ok(Vec::new());
+    }
+    let (userns, keep_shared) = (plan.userns, !plan.userns && plan.propagation & SHARED != 0);
+    let mut opened = Vec::new();
+    for mount in &mut plan.mounts {
+        if mount.kind != Kind::Bind || !(userns || mount.idmap.is_some()) {
+            continue;
+        }
+        let field = format!("mounts[{}]", mount.index);
+        let what = mount.source.display().to_string();
+        let destination = mount.destination.clone();
+        let tree = open(mount, keep_shared).map_err(|cause| Error::Mount {
+            field,
+            what,
+            destination,
+            cause: Box::new(cause),
+        })?;
+        mount.opened = tree.as_ref().map(AsRawFd::as_raw_fd);
+        opened.extend(tree);
+    }
+    Ok(opened)
+}
+
+fn open(mount: &mut Mount, keep_shared: bool) -> Result<Option<OwnedFd>, Error> {
+    let source = &mount.source;
+    let recursive = mount.options.has(Flag::REC);
+    let from = Source::Path {
+        path: source,
+        nofollow: mount.options.source_nofollow,
+    };
+    let tree = match tree::detached(from, recursive) {
+        Ok(tree) => tree,
+        // Before Linux 5.2 init has to find the source itself; and a rootless caller may clone nothing here, but its
+        // init may.
+        Err(errno) if tree::unsupported(errno) && mount.idmap.is_none() => return Ok(None),
+        Err(errno) => return Err(errno).call(|| format!("open_tree({source:?}, OPEN_TREE_CLONE)")),
+    };
+    if !keep_shared {
+        // init cuts its namespace off from the host's only after this copy was made.
+        let attributes = Attributes {
+            propagation: SLAVE.into(),
+            ..Attributes::default()
+        };
+        match mount_setattr(tree.as_fd(), true, &attributes) {
+            Ok(()) => {}
+            Err(Errno::ENOSYS) if mount.idmap.is_none() => return Ok(None),
+            Err(errno) => return Err(errno).call(|| format!("mount_setattr({source:?}, {:#x})", SLAVE | REC)),
+        }
+    }
+    if let Some(idmap) = &mount.idmap {
+        map(&tree, mount, idmap)?;
+    }
+    fcntl_setfd(&tree, FdFlags::empty()).call(|| "fcntl(F_SETFD, 0)")?;
+    Ok(Some(tree))
+}
+
+fn map(tree: &OwnedFd, mount: &Mount, idmap: &Idmap) -> Result<(), Error> {
+    let userns = match (&idmap.maps, &idmap.path) {
+        (Some((uids, gids)), _) => {
+            user_namespace(uids, gids).call(|| format!("clone(CLONE_NEWUSER) with maps {uids:?} and {gids:?}"))?
+        }
+        (None, Some(path)) => {
+            openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call(|| format!("open({path:?})"))?
+        }
+        (None, None) => return Ok(()),
+    };
+    let attributes = Attributes {
+        set: MOUNT_ATTR_IDMAP,
+        userns: Some(userns.as_fd()),
+        ..Attributes::default()
+    };
+    mount_setattr(tree.as_fd(), idmap.recursive, &attributes).call(|| {
+        format!(
+            "failed to set MOUNT_ATTR_IDMAP on {:?} (maybe the filesystem used doesn't support idmap mounts on this \
+             kernel?)",
+            mount.source
+        )
+    })
+}

@@ -1,0 +1,565 @@
+//! One container's directory: reserved, read, locked, changed, removed.
+
+use super::{Action, Error, Record, Status, process, require};
+use crate::cgroup::Cgroup;
+use crate::config::Config;
+use crate::process::rdt::Group;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const RECORD: &str = "state.json";
+const CONFIG: &str = "config.json";
+/// The socket on which init listens until it is started.
+pub const START_SOCKET: &str = "start.sock";
+
+/// How long a process may take to die of SIGKILL: as long as runc gives it.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A new container's directory, locked. Removed again when dropped, unless [`Reservation::commit`] was called.
+#[derive(Debug)]
+pub struct Reservation {
+    dir: PathBuf,
+    lock: Option<Flock<File>>,
+}
+
+impl Reservation {
+    pub(super) fn new(dir: PathBuf) -> Result<Self, Error> {
+        let mut reservation = Self { dir, lock: None };
+        let file = open_dir(&reservation.dir).map_err(Error::file("open", &reservation.dir))?;
+        reservation.lock = Some(lock(file, &reservation.dir)?);
+        Ok(reservation)
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Stores the configuration for `exec`, `update`, `delete`.
+    pub fn save_config(&self, config: &Config) -> Result<(), Error> {
+        write_atomically(&self.dir.join(CONFIG), &config.raw)
+    }
+
+    /// Stores the record: once before the container's process exists (pid 0: `creating`, so that a `delete` finds the cgroup
+    /// if this process is killed), and once it waits for `start`.
+    pub fn save(&self, record: &Record) -> Result<(), Error> {
+        save_record(&self.dir, record)
+    }
+
+    /// Makes the socket on which init will listen for `start`, for init to inherit.
+    pub fn listen_start(&self) -> Result<OwnedFd, Error> {
+        let path = || self.dir.join(START_SOCKET);
+        let failed = |call| move |errno: Errno| Error::file(call, &path())(errno.into());
+        let dir = open_dir(&self.dir).map_err(Error::file("open", &self.dir))?;
+        let fd =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
+        start_address(&dir)
+            .and_then(|address| bind(fd.as_raw_fd(), &address))
+            .map_err(failed("bind"))?;
+        Backlog::new(16)
+            .and_then(|backlog| listen(&fd, backlog))
+            .map_err(failed("listen"))?;
+        Ok(fd)
+    }
+
+    /// Keeps the directory and releases the lock.
+    pub fn commit(mut self) {
+        self.dir.clear();
+        drop(self.lock.take());
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.dir.as_os_str().is_empty() {
+            return;
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::warn!("rmdir {}: {error}", self.dir.display());
+        }
+    }
+}
+
+/// A container that exists.
+#[derive(Debug)]
+pub struct Container {
+    dir: PathBuf,
+    file: File,
+    /// What was written at create.
+    pub record: Record,
+}
+
+impl Container {
+    pub(super) fn open(dir: PathBuf) -> Result<Self, Error> {
+        let file = open_dir(&dir).map_err(|error| match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Error::NotFound,
+            _ => Error::file("open", &dir)(error),
+        })?;
+        let record = load_record(&dir)?;
+        Ok(Self { dir, file, record })
+    }
+
+    /// The container's directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.record.id
+    }
+
+    /// Takes the container's lock, waiting for it, and reads the record again. [`Error::Busy`] while it is being created.
+    pub fn lock(self) -> Result<Locked, Error> {
+        let creating = self.record.pid == 0;
+        let Self { dir, file, record } = self;
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => locked,
+            Err((_, Errno::EWOULDBLOCK)) if creating => return Err(Error::Busy(record.id)),
+            Err((file, Errno::EWOULDBLOCK)) => lock(file, &dir)?,
+            Err((_, errno)) => return Err(Error::file("flock", &dir)(errno.into())),
+        };
+        // Whoever held the lock may have deleted the container, and someone else may have made a new one of that name.
+        let ours = file.metadata().map_err(Error::file("stat", &dir))?;
+        match std::fs::symlink_metadata(&dir) {
+            Ok(now) if (now.dev(), now.ino()) == (ours.dev(), ours.ino()) => {}
+            Ok(_) => return Err(Error::NotFound),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Err(Error::NotFound),
+            Err(error) => return Err(Error::file("stat", &dir)(error)),
+        }
+        let record = load_record(&dir)?;
+        let again = open_dir(&dir).map_err(Error::file("open", &dir))?;
+        Ok(Locked {
+            container: Self {
+                dir,
+                file: again,
+                record,
+            },
+            _lock: file,
+        })
+    }
+
+    /// The status, from the kernel.
+    pub fn status(&self) -> Status {
+        if self.record.pid == 0 {
+            return Status::Creating;
+        }
+        if !self.alive() {
+            return Status::Stopped;
+        }
+        if self.frozen() {
+            Status::Paused
+        } else if self.waits() {
+            Status::Created
+        } else {
+            Status::Running
+        }
+    }
+
+    /// Whether `action` may be done now.
+    pub fn require(&self, action: Action) -> Result<Status, Error> {
+        let status = self.status();
+        require(action, self.id(), status)?;
+        Ok(status)
+    }
+
+    /// Whether init still runs; a zombie does not.
+    pub fn alive(&self) -> bool {
+        process::alive(self.record.pid, self.record.start_time)
+    }
+
+    /// Whether the cgroup is frozen. A cgroup that can't be asked (gone, or not ours to read) counts as not frozen: `state`
+    /// of a rootless container must not fail for it.
+    fn frozen(&self) -> bool {
+        match self.cgroup().and_then(|cgroup| Ok(cgroup.is_frozen()?)) {
+            Ok(frozen) => frozen,
+            Err(error) => {
+                tracing::debug!("cgroup of {}: {error}", self.id());
+                false
+            }
+        }
+    }
+
+    /// Whether init still listens for `start`.
+    fn waits(&self) -> bool {
+        // A full backlog (init is stopped or slow) is someone who listens.
+        matches!(self.connect_start(SockFlag::SOCK_NONBLOCK), Ok(_) | Err(Errno::EAGAIN))
+    }
+
+    /// Connects to init's start socket. The path goes through a descriptor of the directory: a `--root` may be longer than
+    /// the 108 bytes of a socket address (unix(7)).
+    pub fn connect_start(&self, flags: SockFlag) -> Result<OwnedFd, Errno> {
+        let fd = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::SOCK_CLOEXEC | flags,
+            None,
+        )?;
+        connect(fd.as_raw_fd(), &start_address(&self.file)?)?;
+        Ok(fd)
+    }
+
+    /// A pidfd of init, known to be of that very process; `None` on a kernel before 5.3.
+    pub fn pidfd(&self) -> Result<Option<OwnedFd>, Error> {
+        let pidfd = match process::pidfd(self.record.pid) {
+            Ok(pidfd) => Some(pidfd),
+            Err(Errno::ENOSYS) => None,
+            Err(_) => return Err(Error::NotRunning),
+        };
+        // Read after the descriptor is open: whatever happens to the pid now, the descriptor is of the right process.
+        if self.alive() {
+            Ok(pidfd)
+        } else {
+            Err(Error::NotRunning)
+        }
+    }
+
+    /// The stored configuration.
+    pub fn config(&self) -> Result<Config, Error> {
+        Ok(Config::load_file(&self.dir.join(CONFIG))?)
+    }
+
+    /// The container's cgroup.
+    pub fn cgroup(&self) -> Result<Cgroup, Error> {
+        Ok(Cgroup::open(&self.record.cgroup)?)
+    }
+
+    /// Sends `signal` to init. SIGKILL goes to every process if they don't die with init because it is not the init of a
+    /// pid namespace of their own.
+    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+        if signal != Signal::SIGKILL as i32 {
+            return process::signal(self.record.pid, self.record.start_time, signal);
+        }
+        if self.own_pid_namespace() {
+            process::signal(self.record.pid, self.record.start_time, signal)?;
+        } else {
+            let all = self
+                .cgroup()
+                .and_then(|cgroup| cgroup.signal_all(Signal::SIGKILL).map_err(Error::KillAll));
+            // A rootless container may have no cgroup of its own; then init is all that can be found.
+            match (all, process::signal(self.record.pid, self.record.start_time, signal)) {
+                (Ok(()), _) | (Err(_), Ok(())) => {}
+                (Err(error), Err(_)) if self.alive() => return Err(error),
+                (Err(_), Err(error)) => return Err(error),
+            }
+        }
+        // On cgroup v1 a frozen process does not even die of SIGKILL.
+        if self.frozen() {
+            self.cgroup()?.thaw()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the container has a pid namespace of its own, according to its configuration.
+    fn own_pid_namespace(&self) -> bool {
+        use oci_spec::runtime::LinuxNamespaceType::Pid;
+        let Ok(config) = self.config() else { return false };
+        let linux = config.spec.linux().as_ref();
+        let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+        namespaces.is_some_and(|all| all.iter().any(|one| one.typ() == Pid && one.path().is_none()))
+    }
+}
+
+/// A container whose lock is held: the only one that can be changed.
+#[derive(Debug)]
+pub struct Locked {
+    container: Container,
+    _lock: Flock<File>,
+}
+
+impl std::ops::Deref for Locked {
+    type Target = Container;
+
+    fn deref(&self) -> &Container {
+        &self.container
+    }
+}
+
+impl Locked {
+    /// Stores a changed record.
+    pub fn save(&mut self, record: Record) -> Result<(), Error> {
+        save_record(&self.dir, &record)?;
+        self.container.record = record;
+        Ok(())
+    }
+
+    /// Stores a changed configuration.
+    pub fn save_config(&self, raw: &[u8]) -> Result<(), Error> {
+        write_atomically(&self.dir.join(CONFIG), raw)
+    }
+
+    /// Kills every process and waits until they have ended.
+    pub fn kill(&self) -> Result<(), Error> {
+        match self.signal(Signal::SIGKILL as i32) {
+            Ok(()) | Err(Error::NotRunning) => {}
+            Err(error) => return Err(error),
+        }
+        match process::wait_gone(self.record.pid, self.record.start_time, KILL_TIMEOUT) {
+            true => Ok(()),
+            false => Err(Error::StillRunning),
+        }
+    }
+
+    /// Removes the cgroup, after having killed what is left in it, and then the directory. In this order, so that a failure
+    /// leaves a container that can be deleted again.
+    pub fn destroy(self) -> Result<(), Error> {
+        let cgroup = self.cgroup()?;
+        if self.record.pid == 0 || !self.own_pid_namespace() {
+            kill_all(&cgroup)?;
+        }
+        cgroup.destroy().map_err(Error::RemoveCgroup)?;
+        self.remove_rdt()?;
+        remove_dir(&self.dir)
+    }
+}
+
+impl Locked {
+    /// Removes the resctrl group that was made for the container, if one was.
+    fn remove_rdt(&self) -> Result<(), Error> {
+        // Without a configuration (a create that was killed early) no process was ever put into a group.
+        let Ok(config) = self.config() else { return Ok(()) };
+        let linux = config.spec.linux().as_ref();
+        let Some(wanted) = linux.and_then(|linux| linux.intel_rdt().as_ref()) else {
+            return Ok(());
+        };
+        Group::new(wanted, self.id())
+            .and_then(|group| group.remove())
+            .map_err(Error::RemoveRdt)
+    }
+}
+
+/// Kills what is in a cgroup, again for what was forked meanwhile, and waits for the end of it.
+fn kill_all(cgroup: &Cgroup) -> Result<(), Error> {
+    let deadline = std::time::Instant::now() + KILL_TIMEOUT;
+    loop {
+        let pids = cgroup.pids().map_err(Error::KillAll)?;
+        let Some(first) = pids.first() else { return Ok(()) };
+        cgroup.signal_all(Signal::SIGKILL).map_err(Error::KillAll)?;
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        let gone = match process::Stat::read(first.as_raw()) {
+            Some(stat) => process::wait_gone(first.as_raw(), stat.start_time, left),
+            None => true,
+        };
+        if !gone || left.is_zero() {
+            return Err(Error::StillRunning);
+        }
+    }
+}
+
+pub(super) fn remove_debris(dir: &Path, id: &str) -> Result<bool, Error> {
+    let file = match open_dir(dir) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(false),
+        Err(error) => return Err(Error::file("open", dir)(error)),
+    };
+    let _lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(locked) => locked,
+        Err((_, Errno::EWOULDBLOCK)) => return Err(Error::Busy(id.into())),
+        Err((_, errno)) => return Err(Error::file("flock", dir)(errno.into())),
+    };
+    if dir.join(RECORD).exists() {
+        return Ok(false);
+    }
+    remove_dir(dir)?;
+    Ok(true)
+}
+
+fn start_address(dir: &File) -> Result<UnixAddr, Errno> {
+    UnixAddr::new(format!("/proc/self/fd/{}/{START_SOCKET}", dir.as_raw_fd()).as_str())
+}
+
+fn open_dir(dir: &Path) -> std::io::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).bits())
+        .open(dir)
+}
+
+fn lock(file: File, dir: &Path) -> Result<Flock<File>, Error> {
+    let mut file = file;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusive) {
+            Ok(locked) => return Ok(locked),
+            Err((again, Errno::EINTR)) => file = again,
+            Err((_, errno)) => return Err(Error::file("flock", dir)(errno.into())),
+        }
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::file("rmdir", dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn load_record(dir: &Path) -> Result<Record, Error> {
+    let path = dir.join(RECORD);
+    let raw = std::fs::read(&path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Error::NotFound,
+        _ => Error::file("read", &path)(error),
+    })?;
+    serde_json::from_slice(&raw).map_err(|source| Error::Corrupt { path, source })
+}
+
+fn save_record(dir: &Path, record: &Record) -> Result<(), Error> {
+    let path = dir.join(RECORD);
+    let raw = serde_json::to_vec(record).map_err(|source| Error::Corrupt {
+        path: path.clone(),
+        source,
+    })?;
+    write_atomically(&path, &raw)
+}
+
+/// Readers see the old content or the new, whole. No fsync(2): the store belongs on a tmpfs, and after a power cut no
+/// container is left to remember.
+fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = PathBuf::from(name);
+    let written = (|| {
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(content)?;
+        std::fs::rename(&temporary, path)
+    })();
+    written.map_err(|error| {
+        // What matters is the first failure.
+        std::fs::remove_file(&temporary).ok();
+        Error::file("write", path)(error)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Store;
+    use super::*;
+
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(name: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("proa-state-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&dir).unwrap();
+            Self(dir)
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            std::fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
+
+    fn record(id: &str, pid: i32, start_time: u64) -> Record {
+        Record {
+            oci_version: "1.3.0".into(),
+            id: id.into(),
+            pid,
+            start_time,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: crate::logging::timestamp(),
+            annotations: Default::default(),
+            owner: 0,
+            cgroup: Default::default(),
+            hull: proa_executor::Hull::Native,
+            terminal: false,
+        }
+    }
+
+    #[test]
+    fn an_id_is_taken_once_and_given_back_on_failure() {
+        let dir = Dir::new("reserve");
+        let store = Store::new(dir.0.join("deep/root"));
+        let first = store.reserve("c1").unwrap();
+        assert!(matches!(store.reserve("c1"), Err(Error::Exists)));
+        assert!(matches!(store.open("c1"), Err(Error::NotFound)));
+        assert!(
+            matches!(store.remove_debris("c1"), Err(Error::Busy(_))),
+            "its creator lives"
+        );
+        drop(first);
+        assert!(store.ids().unwrap().is_empty());
+        store.reserve("c1").unwrap().commit();
+        assert!(store.remove_debris("c1").unwrap(), "nobody holds it");
+        assert!(!store.remove_debris("c1").unwrap());
+    }
+
+    #[test]
+    fn a_record_is_read_back_and_its_status_is_the_kernels() {
+        let dir = Dir::new("status");
+        let store = Store::new(&dir.0);
+        let reservation = store.reserve("c1").unwrap();
+        reservation.save(&record("c1", 0, 0)).unwrap();
+        let creating = store.open("c1").unwrap();
+        assert_eq!(creating.status(), Status::Creating);
+        assert!(matches!(creating.lock(), Err(Error::Busy(id)) if id == "c1"));
+
+        reservation.save(&record("c1", i32::MAX, 1)).unwrap();
+        reservation.commit();
+        let container = store.open("c1").unwrap();
+        assert_eq!(container.status(), Status::Stopped);
+        assert!(matches!(container.signal(15), Err(Error::NotRunning)));
+        assert!(
+            store.remove_debris("c1").is_ok_and(|removed| !removed),
+            "a record is no debris"
+        );
+        let left = std::fs::read_dir(container.dir()).unwrap().count();
+        assert_eq!(left, 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn the_start_socket_is_reached_by_any_path() {
+        let dir = Dir::new(&"x".repeat(200));
+        let store = Store::new(&dir.0);
+        let reservation = store.reserve("c1").unwrap();
+        reservation.save(&record("c1", i32::MAX, 1)).unwrap();
+        let container = store.open("c1").unwrap();
+        assert!(!container.waits());
+        let listener = reservation.listen_start().unwrap();
+        for _ in 0..20 {
+            assert!(container.waits(), "also with a full backlog");
+        }
+        drop(listener);
+        assert!(!container.waits(), "the file is there, nobody listens");
+    }
+
+    #[test]
+    fn the_lock_excludes_and_notices_a_deleted_container() {
+        let dir = Dir::new("lock");
+        let store = Store::new(&dir.0);
+        let reservation = store.reserve("c1").unwrap();
+        reservation.save(&record("c1", i32::MAX, 1)).unwrap();
+        reservation.commit();
+        let (stale, locked) = (store.open("c1").unwrap(), store.open("c1").unwrap().lock().unwrap());
+        let other = open_dir(locked.dir()).unwrap();
+        assert!(matches!(
+            Flock::lock(other, FlockArg::LockExclusiveNonblock),
+            Err((_, Errno::EWOULDBLOCK))
+        ));
+        remove_dir(locked.dir()).unwrap();
+        drop(locked);
+        assert!(matches!(stale.lock(), Err(Error::NotFound)));
+    }
+
+    #[test]
+    fn a_full_disk_names_the_file_and_leaves_nothing() {
+        let dir = Dir::new("full");
+        let missing = dir.0.join("gone/state.json");
+        let error = write_atomically(&missing, b"{}").unwrap_err().to_string();
+        assert!(error.starts_with(&format!("write {}", missing.display())), "{error}");
+        assert_eq!(std::fs::read_dir(&dir.0).unwrap().count(), 0);
+    }
+}

@@ -1,1 +1,0 @@
-//! Terminals: ioctl_tty(2).
