@@ -10,6 +10,7 @@ BIN := target/bin
 SECCOMP_DIR = $(shell dirname "$$($(CC) -print-file-name=libseccomp.a)")
 STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$(SECCOMP_DIR)
 
+.NOTPARALLEL:
 .PHONY: build demo test check unit integration bench install setup clean
 
 build: setup-build

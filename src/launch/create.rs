@@ -198,7 +198,7 @@ impl Spawning<'_> {
     ) -> Result<(Child, Channel, Vec<Message>), Error> {
         let sources = rootfs::open_sources(&mut plan.rootfs)?;
         let joins = enter::open(&plan.namespaces)?;
-        let entry = cgroup.birth(None)?;
+        let entry = cgroup.birth(&[])?;
         let attach = entry.by_pid;
         let makes_user = plan.namespaces.makes(Kind::User);
         let wait = attach || (makes_user && !plan.namespaces.needs_middle());

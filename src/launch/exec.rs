@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::namespace::Kind;
 use crate::process::{self, Filter};
 use crate::state::{Container, Store};
+use nix::unistd::Pid;
 use proa_executor::Hull;
 use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -43,7 +44,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         filter: filter.as_ref(),
         preserve,
     };
-    let (child, channel, early) = request.spawn(options.cgroup.as_deref(), offer.for_init.as_ref(), &mut newborn)?;
+    let (child, channel, early) = request.spawn(&options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = Attendant {
         record: &container.record,
         pid: child.pid,
@@ -73,15 +74,20 @@ struct Request<'a> {
 impl Request<'_> {
     fn spawn(
         &self,
-        sub_cgroup: Option<&str>,
+        sub_cgroups: &[String],
         console: Option<&OwnedFd>,
         newborn: &mut Newborn,
     ) -> Result<(Child, Channel, Vec<Message>), Error> {
         let record = &self.container.record;
         let image = image::open(self.hull())?;
-        let entry = self.container.cgroup()?.birth(sub_cgroup)?;
+        let cgroup = self.container.cgroup()?;
+        // An init that manages cgroups of its own has moved to one of those; runc goes there, too.
+        let entry = match sub_cgroups.is_empty() && cgroup.delegates()? {
+            true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
+            false => cgroup.birth(sub_cgroups)?,
+        };
         let pidfd = self.container.pidfd()?;
-        let (cgroup, kinds): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| *kind == Kind::Cgroup);
+        let (cgroup_kind, kinds): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| *kind == Kind::Cgroup);
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
 
         let mut birth = Birth {
@@ -104,7 +110,7 @@ impl Request<'_> {
                 pidfd: number(&pidfd),
                 pid: record.pid,
                 kinds,
-                cgroup: !cgroup.is_empty(),
+                cgroup: !cgroup_kind.is_empty(),
             }),
             enter_cgroup: through.files.clone(),
             new_cgroup_namespace: false,

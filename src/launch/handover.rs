@@ -68,6 +68,8 @@ pub struct Middle {
     pub into_cgroup: Option<RawFd>,
     /// `cgroup.procs` for kernels without `CLONE_INTO_CGROUP`.
     pub into_fallback: Option<RawFd>,
+    /// Whether the cgroup may be refused.
+    pub optional: bool,
     /// Whether the child waits for `Go`.
     pub wait: bool,
     /// Whether the child is in a user namespace, whose root it becomes.

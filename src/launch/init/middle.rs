@@ -6,7 +6,7 @@ use super::{Error, inherit};
 use crate::launch::handover::{Handover, Middle};
 use crate::launch::spawn;
 use crate::namespace::{Kind, enter};
-use proa_sys::clone::{Clone, Side};
+use proa_sys::clone::Side;
 use std::os::fd::AsFd;
 
 /// Returns in the container's init; the process in the middle itself ends here. An `exec`'s has joined its namespaces
@@ -41,11 +41,7 @@ fn make_init(middle: &Middle, handover: &Handover, report: &mut Report) -> Resul
         .new
         .iter()
         .fold(libc::CLONE_PARENT as u64, |flags, kind| flags | kind.flag());
-    let what = Clone {
-        flags,
-        into_cgroup: into.as_ref().map(AsFd::as_fd),
-    };
-    let side = proa_sys::clone::clone(&what).map_err(|errno| spawn::Error::Clone {
+    let side = spawn::clone_into(flags, into.as_ref(), middle.optional).map_err(|errno| spawn::Error::Clone {
         namespaces: middle.new.clone(),
         errno,
     })?;
@@ -56,9 +52,8 @@ fn make_init(middle: &Middle, handover: &Handover, report: &mut Report) -> Resul
         }
         Side::Child { in_cgroup } => in_cgroup,
     };
-    for file in files.iter().chain(fallback.iter().filter(|_| !in_cgroup)) {
-        spawn::enter_cgroup(file)?;
-    }
+    let fallback = fallback.iter().filter(|_| !in_cgroup);
+    spawn::enter_cgroup(files.iter().chain(fallback), middle.optional)?;
     if middle.wait {
         report.wait_go()?;
     }
