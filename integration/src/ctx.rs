@@ -103,16 +103,18 @@ impl Ctx {
 
     /// A call of the runtime with its global options.
     pub fn call<S: AsRef<OsStr>>(&self, args: &[S]) -> Call {
+        let log = self.dir.join(format!("log{}", self.count.get()));
+        let mut all: Vec<OsString> = vec!["--root".into(), self.root.clone().into(), "--log".into(), log.into()];
+        all.extend(["--log-format".into(), "json".into()]);
+        all.extend(args.iter().map(|a| a.as_ref().to_owned()));
+        self.bare_call(&all)
+    }
+
+    /// A call of the runtime with these arguments only.
+    pub fn bare_call<S: AsRef<OsStr>>(&self, args: &[S]) -> Call {
         let n = self.next();
         let log = self.dir.join(format!("log{n}"));
         let mut all: Vec<OsString> = self.subject.args.iter().map(OsString::from).collect();
-        all.extend([
-            "--root".into(),
-            self.root.clone().into(),
-            "--log".into(),
-            log.clone().into(),
-        ]);
-        all.extend(["--log-format".into(), "json".into()]);
         all.extend(args.iter().map(|a| a.as_ref().to_owned()));
         Call {
             program: self.subject.path.clone(),

@@ -173,7 +173,7 @@ fn cgroup_view(view: View) -> Result<(), String> {
     let unified = Path::new("/sys/fs/cgroup/unified");
     match view {
         View::Hybrid => Ok(()),
-        View::V1 if !unified.exists() => Ok(()),
+        View::V1 if !host::mounts().iter().any(|m| m == "/sys/fs/cgroup/unified") => Ok(()),
         View::V1 => umount2(unified, MntFlags::MNT_DETACH).map_err(|e| format!("umount {}: {e}", unified.display())),
         View::V2 => {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;

@@ -109,7 +109,6 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
     })?;
     let config = container.config()?;
     let options = ExecOptions {
-        id: args.container_id.clone(),
         process: args.process(&config)?,
         console_socket: absolute_option(args.console_socket)?,
         pid_file: absolute_option(args.pid_file)?,
@@ -117,9 +116,8 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
         detach: args.detach,
         preserve_fds: preserve_fds(args.preserve_fds)?,
         cgroup: sub_cgroup(&args.cgroup)?,
-        ignore_paused: args.ignore_paused,
     };
-    Ok(launch::exec(&globals.store, &config, &options)?)
+    Ok(launch::exec(&globals.store, &container, &config, &options)?)
 }
 
 impl ExecArgs {

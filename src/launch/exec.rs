@@ -9,22 +9,18 @@ use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::Kind;
 use crate::process::{self, Filter};
-use crate::state::{Action, Container, Store};
+use crate::state::{Container, Store};
 use proa_executor::Hull;
 use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Runs a process in the container; returns its exit status, or 0 if detached.
-pub fn exec(store: &Store, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
+pub fn exec(store: &Store, container: &Container, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
     let preserve = parent::preserved_descriptors(options.preserve_fds)?;
-    let container = store.open(&options.id)?;
-    container.require(Action::Exec {
-        ignore_paused: options.ignore_paused,
-    })?;
     let plan = process::plan(
         &options.process,
         &config.spec,
-        &options.id,
+        container.id(),
         process::Options {
             no_new_keyring: false,
             exec: true,
@@ -41,7 +37,7 @@ pub fn exec(store: &Store, config: &Config, options: &ExecOptions) -> Result<u8,
 
     let mut newborn = Newborn::default();
     let request = Request {
-        container: &container,
+        container,
         config,
         plan: &plan,
         filter: filter.as_ref(),

@@ -15,7 +15,7 @@ mod terminal;
 
 use crate::cgroup;
 use crate::config::Config;
-use crate::state::Store;
+use crate::state::{Container, Store};
 use oci_spec::runtime::Process;
 use std::path::PathBuf;
 
@@ -58,8 +58,6 @@ pub struct RunOptions {
 /// The arguments of `exec`, the process already merged from `--process` or the flags and the container's config.
 #[derive(Clone, Debug)]
 pub struct ExecOptions {
-    /// The container.
-    pub id: String,
     /// The process to run.
     pub process: Process,
     /// `--console-socket`.
@@ -74,8 +72,6 @@ pub struct ExecOptions {
     pub preserve_fds: u32,
     /// `--cgroup`, a path below the container's cgroup.
     pub cgroup: Option<String>,
-    /// `--ignore-paused`.
-    pub ignore_paused: bool,
 }
 
 /// Why a container could not be launched.
@@ -117,8 +113,8 @@ pub enum Error {
     /// A hook.
     #[error(transparent)]
     Hook(#[from] hooks::Error),
-    /// Init said why.
-    #[error("{0}")]
+    /// Init said why. Words are runc's, which Docker and podman look for the cause behind.
+    #[error("unable to start container process: {0}")]
     Init(String),
     /// Init ended without a word.
     #[error("the container's init ended before the container was set up")]
@@ -186,9 +182,10 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
     start::start(store, id)
 }
 
-/// `proa exec`: returns the exit status of the process, or 0 with `detach`. `config` is the container's stored one.
-pub fn exec(store: &Store, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
-    exec::exec(store, config, options)
+/// `proa exec` in a container that may be executed in: returns the exit status of the process, or 0 with `detach`.
+/// `config` is the container's stored one.
+pub fn exec(store: &Store, container: &Container, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
+    exec::exec(store, container, config, options)
 }
 
 /// The `poststop` hooks of a container that was deleted; a failing one is only logged.

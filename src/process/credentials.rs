@@ -54,13 +54,18 @@ pub(super) fn own_stdio(uid: u32) -> Result<(), Error> {
 }
 
 pub(super) fn make_cwd(cwd: &str) -> Result<(), Error> {
+    if cwd == "/" {
+        return Ok(());
+    }
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(cwd)
         .or_else(|source| match source.kind() {
             // Whatever is wrong with it, entering it will tell.
-            std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+            std::io::ErrorKind::AlreadyExists
+            | std::io::ErrorKind::ReadOnlyFilesystem
+            | std::io::ErrorKind::PermissionDenied => Ok(()),
             _ => Err(Error::File {
                 action: "mkdir".into(),
                 path: cwd.into(),

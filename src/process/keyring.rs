@@ -21,6 +21,9 @@ pub struct Keyring {
 const OTHER_SEARCH: u32 = 0x0000_0008;
 const USER_SEARCH: u32 = 0x0008_0000;
 
+/// `KEY_SPEC_SESSION_KEYRING` of linux/keyctl.h.
+pub(super) const SESSION_KEYRING: i32 = -3;
+
 impl Keyring {
     pub(super) fn new(id: &str, spec: &Spec, exec: bool) -> Self {
         let namespaces = spec
@@ -52,8 +55,8 @@ pub(super) fn join(keyring: &Keyring, label: Option<&str>) -> Result<(), Error> 
     if label.is_some() {
         lsm::selinux("keycreate", "")?;
     }
-    let serial = match joined {
-        Ok(serial) => serial,
+    match joined {
+        Ok(_) => {}
         Err(errno @ (Errno::ENOSYS | Errno::EPERM)) => {
             tracing::warn!("keyctl(KEYCTL_JOIN_SESSION_KEYRING, {:?}): {errno}", keyring.name);
             return Ok(());
@@ -67,19 +70,21 @@ pub(super) fn join(keyring: &Keyring, label: Option<&str>) -> Result<(), Error> 
         }
     };
     match keyring.permissions {
-        Some(added) => add_permissions(serial, added),
+        Some(added) => add_permissions(added),
         None => Ok(()),
     }
 }
 
-fn add_permissions(serial: i32, added: u32) -> Result<(), Error> {
-    let call = |call: &str| format!("unable to mod keyring permissions: keyctl({call}, {serial})");
-    let description = security::key_describe(serial).map_err(Error::call(call("KEYCTL_DESCRIBE")))?;
+/// Adds permission bits to the session keyring. It has a name of its own for the kernel because joining a keyring that the
+/// process is in already returns no serial number.
+fn add_permissions(added: u32) -> Result<(), Error> {
+    let call = |call: &str| format!("unable to mod keyring permissions: keyctl({call}, KEY_SPEC_SESSION_KEYRING)");
+    let description = security::key_describe(SESSION_KEYRING).map_err(Error::call(call("KEYCTL_DESCRIBE")))?;
     let now = permissions(&description).ok_or_else(|| Error::Call {
         call: call("KEYCTL_DESCRIBE"),
         source: Errno::EBADMSG,
     })?;
-    security::key_set_permissions(serial, now | added).map_err(Error::call(call("KEYCTL_SETPERM")))
+    security::key_set_permissions(SESSION_KEYRING, now | added).map_err(Error::call(call("KEYCTL_SETPERM")))
 }
 
 /// The fourth field of a key's description.

@@ -300,4 +300,6 @@ pub fn seal(plan: &Plan, filter: Option<&Filter>, native: bool) -> Result<Option
 }
 
 #[cfg(test)]
+mod confined_tests;
+#[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// Makes the nodes of the plan, `ptmx`, and the links.
 pub(super) fn all(plan: &Plan, root: &Root) -> Result<(), Error> {
-    let dev = root.make_dir(Path::new("/dev"))?;
+    let dev = directory(root, Path::new("/dev"))?;
     for device in &plan.devices {
         one(plan, device, &dev, root).map_err(|cause| Error::Device {
             path: device.path.clone(),
@@ -22,6 +22,25 @@ pub(super) fn all(plan: &Plan, root: &Root) -> Result<(), Error> {
         })?;
     }
     links(root, dev.as_fd())
+}
+
+/// A directory for nodes. In `/dev` a symbolic link of the image could lead to a volume of the host, where a device node
+/// must never appear.
+fn directory(root: &Root, path: &Path) -> Result<OwnedFd, Error> {
+    if !path.starts_with("/dev") {
+        return root.make_dir(path);
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let refuse = || Error::refuse(path, "is reached through a symbolic link");
+    match root.open_with(path, flags, ResolveFlags::NO_SYMLINKS) {
+        Ok(fd) => Ok(fd),
+        Err(Errno::ENOENT) => match root.make(path, Missing::Dir)? {
+            made if made.real == path => Ok(made.fd),
+            _ => Err(refuse()),
+        },
+        Err(Errno::ELOOP) => Err(refuse()),
+        Err(errno) => Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH|O_DIRECTORY)")),
+    }
 }
 
 fn one(plan: &Plan, device: &Device, dev: &OwnedFd, root: &Root) -> Result<(), Error> {
@@ -33,7 +52,7 @@ fn one(plan: &Plan, device: &Device, dev: &OwnedFd, root: &Root) -> Result<(), E
     let dir = if parent == Path::new("/dev") {
         dev.as_fd()
     } else {
-        made = root.make_dir(parent)?;
+        made = directory(root, parent)?;
         made.as_fd()
     };
     let name = Path::new(name);

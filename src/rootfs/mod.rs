@@ -224,7 +224,7 @@ impl<'a> Mounted<'a> {
         }
         Ok(Entered {
             plan: self.plan,
-            root: self.root,
+            root: self.root.entered(),
             host_proc: self.host_proc,
         })
     }
@@ -250,7 +250,7 @@ impl Entered<'_> {
                 rustix::mount::mount_change("/", MountPropagationFlags::from_bits_retain(propagation))
                     .call(|| format!("mount(NULL, \"/\", NULL, {propagation:#x})"))?;
             }
-            if let Some(cwd) = &self.plan.cwd {
+            if let Some(cwd) = self.plan.cwd.as_ref().filter(|cwd| *cwd != Path::new("/")) {
                 self.root.make_dir(cwd)?;
             }
             if self.plan.setup_dev {

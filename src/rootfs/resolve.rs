@@ -20,6 +20,8 @@ const MAX_RETRIES: usize = 64;
 #[derive(Debug)]
 pub(super) struct Root {
     fd: OwnedFd,
+    /// It is the process's root by now.
+    entered: bool,
 }
 
 /// What a path led to.
@@ -46,7 +48,12 @@ impl AsFd for Root {
 
 impl Root {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd }
+        Self { fd, entered: false }
+    }
+
+    /// After pivot_root.
+    pub(super) fn entered(self) -> Self {
+        Self { entered: true, ..self }
     }
 
     /// Opens `path` (below the root, whatever it starts with) without leaving the root.
@@ -64,12 +71,18 @@ impl Root {
         Err(Errno::EAGAIN)
     }
 
-    /// Before Linux 5.6: libpathrs walks the path component by component and checks where it is.
+    /// Before Linux 5.6. Without links to follow it takes no more than a step for each name; for the rest libpathrs
+    /// checks after each step where it is.
     fn emulated(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
-        let mut root = pathrs::RootRef::from_fd(self.fd.as_fd());
         if resolve.contains(ResolveFlags::NO_SYMLINKS) {
-            root.set_resolver_flags(pathrs::flags::ResolverFlags::NO_SYMLINKS);
+            return self.step_by_step(path, flags);
         }
+        if self.entered {
+            // The kernel itself keeps a process in its root.
+            let path = Path::new("/").join(path);
+            return openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| errno.raw());
+        }
+        let root = pathrs::RootRef::from_fd(self.fd.as_fd());
         let found = if flags.contains(OFlags::NOFOLLOW) {
             root.resolve_nofollow(path)
         } else {
@@ -91,6 +104,24 @@ impl Root {
             handle.reopen(flags).map_err(errno)?.into()
         };
         Ok(fd)
+    }
+
+    fn step_by_step(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let mut here = self.fd.try_clone().map_err(|error| error.raw())?;
+        let mut names = parts(path).peekable();
+        while let Some(name) = names.next() {
+            if name == ".." {
+                return Err(Errno::EXDEV);
+            }
+            // With O_NOFOLLOW, O_PATH opens a link itself, which is no directory for the next step.
+            let how = if names.peek().is_some() { HANDLE } else { flags } | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            here = openat(&here, &name, how, Mode::empty()).map_err(|errno| errno.raw())?;
+            let stat = rustix::fs::fstat(&here).map_err(|errno| errno.raw())?;
+            if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink() {
+                return Err(Errno::ELOOP);
+            }
+        }
+        Ok(here)
     }
 
     /// What is at `path`, or `None`.
@@ -124,6 +155,13 @@ impl Root {
 
     /// Makes `path`, where nothing is, and the directories above it.
     pub(super) fn make(&self, path: &Path, missing: Missing) -> Result<Place, Error> {
+        // Mostly only the last name is missing, below a directory that no link leads to.
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+            && let Ok(parent) = self.open_with(parent, HANDLE | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
+            && let Ok(fd) = make_one(parent.as_fd(), &name.to_owned(), missing)
+        {
+            return Ok(Place { fd, real: path.into() });
+        }
         let fd = self.descend(path, missing)?;
         let real = self.real(fd.as_fd())?;
         Ok(Place { fd, real })

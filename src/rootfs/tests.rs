@@ -670,3 +670,71 @@ fn links_of_the_image_without_openat2() {
         assert_eq!(fs::read_to_string(bundle.join("a")).unwrap(), "data");
     });
 }
+
+#[test]
+fn dev_is_no_link() {
+    private(|bundle| {
+        fs::remove_dir(bundle.join("rootfs/dev")).unwrap();
+        symlink("etc", bundle.join("rootfs/dev")).unwrap();
+        let error = enter(bundle, &spec(vec![proc_mount()], json!({})), Options::default())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("\"/dev\" is reached through a symbolic link"), "{error}");
+        assert!(!bundle.join("rootfs/etc/null").exists());
+    });
+}
+
+/// The same in a user namespace with one id, where gid 5 is not mapped and no device can be made.
+#[test]
+fn in_a_user_namespace() {
+    let exe = std::env::current_exe().unwrap();
+    let output = std::process::Command::new("unshare")
+        .args([
+            "--user",
+            "--map-root-user",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+        ])
+        .arg(exe)
+        .args(["--exact", "rootfs::tests::inside_a_user_namespace", "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+const INSIDE: &str = "PROA_TEST_INSIDE_USER_NAMESPACE";
+
+/// The inner half of [`in_a_user_namespace`], nothing on its own.
+#[test]
+fn inside_a_user_namespace() {
+    if std::env::var_os(INSIDE).is_none() {
+        return;
+    }
+    private(|bundle| {
+        let source = bundle.join("volume");
+        fs::create_dir(&source).unwrap();
+        mount("tmpfs", &source, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID, None).unwrap();
+        let mut mounts = default_mounts();
+        mounts.push(json!({"destination": "/v", "source": source, "options": ["rbind", "ro", "rprivate"]}));
+        let mut namespaces = namespaces();
+        namespaces.as_array_mut().unwrap().push(json!({"type": "user"}));
+        let linux = json!({"namespaces": namespaces, "maskedPaths": ["/proc/keys", "/sys/firmware"],
+                           "readonlyPaths": ["/proc/sys"], "sysctl": {"net.ipv4.ip_forward": "1"}});
+        let plan = ready(bundle, &spec(mounts, linux), Options::default()).unwrap();
+        let mounts = mount_all(&plan).unwrap();
+        mounts.console().unwrap();
+        mounts.pivot().unwrap().finish().unwrap();
+        assert!(is_null("/dev/null") && is_null("/proc/keys"));
+        assert_eq!(flags("/proc/sys"), "ro,relatime");
+        assert!(flags("/v").starts_with("ro,"));
+        assert!(mounted("/dev/console").is_some());
+    });
+}

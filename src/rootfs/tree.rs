@@ -14,12 +14,21 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// What a bind mount shows.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(super) enum Source<'a> {
     /// A path of the host.
     Path { path: &'a Path, nofollow: bool },
     /// A file or directory that is open already.
     Fd(BorrowedFd<'a>),
+}
+
+impl std::fmt::Debug for Source<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Source::Path { path, .. } => write!(f, "{path:?}"),
+            Source::Fd(fd) => write!(f, "<{}>", fd.as_raw_fd()),
+        }
+    }
 }
 
 /// A change of a mount's attributes.
@@ -114,8 +123,8 @@ pub(super) fn reopen(path: &Path, root: &Root, is_it: impl Fn(&rustix::fs::Stat)
     if is_it(&stat) { Ok(found) } else { Err(gone()) }
 }
 
-/// Mounts a new file system on `place`. A directory is entered, so that no path has to be looked up again; `back` says
-/// where the process's directory is after that: at the new mount point's directory, for the caller to leave.
+/// Mounts a new file system on `place`. A directory is entered, so that no path has to be looked up again; it stays the
+/// process's directory, below the new mount, for the caller to leave.
 pub(super) fn mount_new(
     what: &Path,
     place: BorrowedFd<'_>,

@@ -9,11 +9,11 @@ use std::os::fd::{FromRawFd, OwnedFd};
 const INSTRUCTION: usize = size_of::<libc::sock_filter>();
 
 /// `SECCOMP_FILTER_FLAG_TSYNC`: install for every thread of the process.
-pub const SECCOMP_TSYNC: u64 = libc::SECCOMP_FILTER_FLAG_TSYNC as u64;
+pub const SECCOMP_TSYNC: u64 = 1 << 0;
 /// `SECCOMP_FILTER_FLAG_NEW_LISTENER`: return a descriptor that receives the filter's notifications (Linux 5.0).
-pub const SECCOMP_NEW_LISTENER: u64 = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u64;
+pub const SECCOMP_NEW_LISTENER: u64 = 1 << 3;
 /// `SECCOMP_FILTER_FLAG_TSYNC_ESRCH`: makes TSYNC and NEW_LISTENER usable together (Linux 5.7).
-pub const SECCOMP_TSYNC_ESRCH: u64 = libc::SECCOMP_FILTER_FLAG_TSYNC_ESRCH as u64;
+pub const SECCOMP_TSYNC_ESRCH: u64 = 1 << 4;
 
 /// Installs the classic BPF `program` (`struct sock_filter` records in the machine's byte order) as a seccomp filter of
 /// the calling thread, or of all threads with [`SECCOMP_TSYNC`]. Returns the listener if `flags` has

@@ -347,8 +347,10 @@ fn ps_shows_the_processes(ctx: &Ctx) {
     let lines: Vec<&str> = out.ok().stdout.lines().collect();
     assert!(lines[0].contains("PID") && lines[0].contains("CMD"), "{lines:?}");
     assert!(lines[1].contains(&container.pid().to_string()), "{lines:?}");
-    let out = ctx.call(&["ps", &container.id, "-o", "pid,args"]).output();
-    assert!(out.ok().stdout.contains("sleep 1234"));
+    eventually("the program in ps", || {
+        let out = ctx.call(&["ps", &container.id, "-o", "pid,args"]).output();
+        out.ok().stdout.contains("sleep 1234").then_some(())
+    });
 }
 
 fn ps_as_json_is_a_list_of_pids(ctx: &Ctx) {

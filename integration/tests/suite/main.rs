@@ -1,16 +1,25 @@
 //! The behaviour of an OCI runtime, by capability; see `proa_integration` for the harness.
 
+mod bad_input;
+mod cgroups;
 mod exec;
 mod fds;
+mod harness;
 mod hooks;
 mod lifecycle;
 mod mounts;
 mod namespaces;
 mod process;
+mod rootless;
+mod security;
 mod terminal;
 
 fn main() -> std::process::ExitCode {
+    if std::env::var_os(harness::FAULTY).is_some() {
+        return proa_integration::main(harness::faulty());
+    }
     let all = [
+        harness::tests(),
         lifecycle::tests(),
         namespaces::tests(),
         mounts::tests(),
@@ -19,6 +28,10 @@ fn main() -> std::process::ExitCode {
         terminal::tests(),
         fds::tests(),
         exec::tests(),
+        cgroups::tests(),
+        rootless::tests(),
+        bad_input::tests(),
+        security::tests(),
     ];
     proa_integration::main(all.into_iter().flatten().collect())
 }
