@@ -37,11 +37,7 @@ impl NetDevice {
 }
 
 /// Resolves `linux.netDevices`. Fixed names come before templates, which fill the gaps that those leave. Words are runc's.
-pub fn plan(
-    devices: &HashMap<String, LinuxNetDevice>,
-    network: bool,
-    rootless: bool,
-) -> Result<Vec<NetDevice>, Error> {
+pub fn plan(devices: &HashMap<String, LinuxNetDevice>, network: bool, rootless: bool) -> Result<Vec<NetDevice>, Error> {
     if devices.is_empty() {
         return Ok(Vec::new());
     }
@@ -133,23 +129,30 @@ pub fn move_all(plan: &super::Plan, joined: &[(Kind, OwnedFd)], init: Pid) -> Re
         }
     };
     let own = open(Path::new("/proc/self/ns/net"))?;
-    let namespaces = Namespaces { own: own.as_fd(), target };
+    let namespaces = Namespaces {
+        own: own.as_fd(),
+        target,
+    };
     if namespaces.are_one()? {
-        return Err(super::field(FIELD, "unable to move network devices without a NET namespace"));
+        return Err(super::field(
+            FIELD,
+            "unable to move network devices without a NET namespace",
+        ));
     }
     let taken = namespaces.within(|| names().map_err(|errno| call("if_nameindex()", errno)))?;
     let host = Socket::open().map_err(|errno| call("socket(AF_NETLINK, NETLINK_ROUTE)", errno))?;
     let found = find(&plan.net_devices, taken, &host, path)?;
     for one in &found {
         // The kernel takes the device down itself, after its own checks: one that can't be moved stays as it was.
-        host.move_link(one.index, &one.name, namespaces.target).map_err(|errno| {
-            let step = format!(
-                "fail to move network device {} to network namespace {}",
-                one.device.host,
-                path.display()
-            );
-            failed(one.device, path, step, errno)
-        })?;
+        host.move_link(one.index, &one.name, namespaces.target)
+            .map_err(|errno| {
+                let step = format!(
+                    "fail to move network device {} to network namespace {}",
+                    one.device.host,
+                    path.display()
+                );
+                failed(one.device, path, step, errno)
+            })?;
     }
     namespaces.within(|| {
         let inside = Socket::open().map_err(|errno| call("socket(AF_NETLINK, NETLINK_ROUTE)", errno))?;
@@ -200,8 +203,8 @@ impl Found<'_> {
             let step = format!("{what} on namespace {}", path.display());
             move |errno| failed(self.device, path, step, errno)
         };
-        let index = if_nametoindex(self.name.as_str())
-            .map_err(on(format!("link not found for interface {}", self.name)))?;
+        let index =
+            if_nametoindex(self.name.as_str()).map_err(on(format!("link not found for interface {}", self.name)))?;
         for address in &self.addresses {
             inside
                 .add_address(index, address)
@@ -271,5 +274,89 @@ fn failed(device: &NetDevice, namespace: &Path, step: String, errno: Errno) -> E
         namespace: namespace.into(),
         step,
         errno,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan_of(devices: serde_json::Value) -> Result<Vec<NetDevice>, Error> {
+        plan(&serde_json::from_value(devices).unwrap(), true, false)
+    }
+
+    fn names_of(devices: &[NetDevice]) -> Vec<(&str, &str)> {
+        devices
+            .iter()
+            .map(|one| (one.host.as_str(), one.name.as_str()))
+            .collect()
+    }
+
+    #[test]
+    fn a_device_keeps_its_name_unless_it_gets_one() {
+        let devices = plan_of(serde_json::json!({"b": {"name": "c"}, "a": {}, "d": {"name": ""}})).unwrap();
+        assert_eq!(names_of(&devices), [("a", "a"), ("b", "c"), ("d", "d")]);
+    }
+
+    #[test]
+    fn templates_come_after_fixed_names() {
+        let devices = plan_of(serde_json::json!({"a": {"name": "eth%d"}, "b": {"name": "eth0"}})).unwrap();
+        assert_eq!(names_of(&devices), [("b", "eth0"), ("a", "eth%d")]);
+    }
+
+    #[test]
+    fn names_that_the_kernel_does_not_take_are_refused() {
+        let longest = "a".repeat(15);
+        for name in [&longest, "é", "e%d", "%dx", "a-b_c.d@e"] {
+            let devices = serde_json::json!({"e": {"name": name}});
+            assert_eq!(plan_of(devices).unwrap()[0].name, name);
+        }
+        let long = "a".repeat(16);
+        let bad = [
+            &long, ".", "..", "a/b", "a:b", "a b", "a\tb", "a\u{b}b", "a\0b", "a%", "a%s", "%d%d", "a%d%",
+        ];
+        for name in bad {
+            for (devices, field) in [
+                (serde_json::json!({"e": {"name": name}}), "linux.netDevices.e.name: "),
+                (serde_json::json!({name: {}}), "linux.netDevices: "),
+            ] {
+                let message = plan_of(devices).unwrap_err().to_string();
+                assert_eq!(message, format!("{field}invalid network device name {name:?}"));
+            }
+        }
+        assert!(plan_of(serde_json::json!({"": {}})).is_err());
+        // A template is no device.
+        assert!(plan_of(serde_json::json!({"e%d": {}})).is_err());
+    }
+
+    #[test]
+    fn a_network_namespace_and_root_are_needed() {
+        let devices = serde_json::from_value(serde_json::json!({"a": {}})).unwrap();
+        for (network, rootless, words) in [
+            (false, false, "unable to move network devices without a NET namespace"),
+            (true, true, "network devices are not supported for rootless containers"),
+        ] {
+            let message = plan(&devices, network, rootless).unwrap_err().to_string();
+            assert_eq!(message, format!("linux.netDevices: {words}"));
+        }
+        assert_eq!(plan(&HashMap::new(), false, true).unwrap(), []);
+    }
+
+    #[test]
+    fn a_template_takes_the_first_free_number() {
+        let taken = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(destination("eth%d", &taken(&["lo"])).as_deref(), Ok("eth0"));
+        assert_eq!(
+            destination("eth%d", &taken(&["eth0", "eth1", "eth3"])).as_deref(),
+            Ok("eth2")
+        );
+        assert_eq!(destination("a%db", &taken(&["a0b"])).as_deref(), Ok("a1b"));
+    }
+
+    #[test]
+    fn a_taken_name_is_refused_and_so_is_a_template_that_is_used_up() {
+        let taken: BTreeSet<String> = (0..10).map(|number| format!("abcdefghijklmn{number}")).collect();
+        assert_eq!(destination("abcdefghijklmn3", &taken), Err(Errno::EEXIST));
+        assert_eq!(destination("abcdefghijklmn%d", &taken), Err(Errno::ENFILE));
     }
 }

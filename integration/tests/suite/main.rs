@@ -9,6 +9,7 @@ mod hooks;
 mod lifecycle;
 mod mounts;
 mod namespaces;
+mod netdev;
 mod process;
 mod rootless;
 mod security;
@@ -22,6 +23,7 @@ fn main() -> std::process::ExitCode {
         harness::tests(),
         lifecycle::tests(),
         namespaces::tests(),
+        netdev::tests(),
         mounts::tests(),
         process::tests(),
         hooks::tests(),

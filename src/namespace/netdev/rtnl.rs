@@ -82,7 +82,11 @@ fn list_addresses() -> Vec<u8> {
 
 fn add_address(index: u32, address: &Address) -> Vec<u8> {
     let mut body = [0; ADDRESS];
-    body[0] = if address.local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 } as u8;
+    body[0] = if address.local.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    } as u8;
     body[1] = address.prefix;
     body[3] = libc::RT_SCOPE_UNIVERSE;
     body[4..8].copy_from_slice(&index.to_ne_bytes());
@@ -197,7 +201,8 @@ impl Socket {
 
     /// Moves the device `index` to `namespace` under the name `name`, in one step.
     pub fn move_link(&self, index: u32, name: &str, namespace: BorrowedFd<'_>) -> Result<(), Errno> {
-        self.ask(&move_link(index, name, namespace.as_raw_fd()), |_| {}).map(drop)
+        self.ask(&move_link(index, name, namespace.as_raw_fd()), |_| {})
+            .map(drop)
     }
 
     /// The addresses of the device `index` that move with it.
