@@ -217,6 +217,13 @@ fn a_bundle_that_is_none() {
     for (config, expected) in [
         ("{", "config.json: EOF while parsing"),
         ("null", "config cannot be null"),
+        (r#"{"ociVersion":"1.0.0"}"#, "process property must not be empty"),
+        (r#"{"process":{"args":["x"]}}"#, "Cwd property must not be empty"),
+        (
+            r#"{"process":{"args":["x"],"cwd":"tmp"}}"#,
+            "Cwd must be an absolute path",
+        ),
+        (r#"{"process":{"args":[],"cwd":"/"}}"#, "args must not be empty"),
         (r#"{"ociVersion":"2.0.0"}"#, "ociVersion: unsupported version \"2.0.0\""),
         (r#"{"process":{"args":7}}"#, "config.json: process.args: invalid type"),
         (

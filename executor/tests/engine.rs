@@ -267,6 +267,25 @@ fn signals_end_the_guest() {
 }
 
 #[test]
+fn nothing_of_init_stays_open() {
+    let root = Root::new("open");
+    for engine in engines() {
+        let mut child = root.spawn(&engine, &["/loop.wasm", "sleep"]);
+        let mut ready = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        let open = fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+        let names: Vec<_> = open
+            .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+            .collect();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // The example holds the root's directory and the module; left is what WASI preopened, the root again.
+        let inside = names.iter().filter(|name| name.starts_with(&root.0)).count();
+        assert!(inside == 1 && names.contains(&root.0), "{engine:?} {names:?}");
+    }
+}
+
+#[test]
 fn what_cannot_run_is_refused_by_name() {
     let root = Root::new("refused");
     let refusals = [

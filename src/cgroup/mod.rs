@@ -2,19 +2,52 @@
 //!
 //! [`plan`] is pure. [`Cgroup`] is a container's cgroup on the host, made by [`Cgroup::create`], found again by
 //! [`Cgroup::open`] from what the state file kept.
+//!
+//! On a hybrid host (v1 controllers, a v2 hierarchy beside them) the limits are v1's, as in runc. The container also gets a
+//! cgroup in the v2 hierarchy if that can be made: it lets processes be born in it, killed at once, and waited for.
+
+mod birth;
+mod create;
+mod dbus;
+mod devices;
+mod error;
+mod events;
+mod file;
+mod filter;
+mod freezer;
+mod limits;
+mod mounts;
+mod paths;
+mod stats;
+mod stats_v1;
+mod stats_v2;
+mod systemd;
+mod tree;
+mod v1;
+mod v2;
+mod variant;
+
+pub use birth::Birth;
+pub use error::Error;
+pub use events::{OomEvent, OomEvents};
+pub use stats::Stats;
 
 use crate::host::Host;
+use limits::Limits;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxResources, Spec};
+use paths::{Place, Unit};
 use serde::{Deserialize, Serialize};
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// Who makes the cgroup.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Driver {
     /// proa writes to the cgroup file system.
+    #[default]
     Cgroupfs,
     /// systemd makes a transient scope, asked over D-Bus (`--systemd-cgroup`).
     Systemd,
@@ -22,138 +55,319 @@ pub enum Driver {
 
 /// Which cgroup a container gets and with which limits.
 #[derive(Clone, Debug)]
-pub struct Plan {}
+pub struct Plan {
+    id: String,
+    place: Place,
+    unit: Option<Unit>,
+    /// From annotations `org.systemd.property.NAME`.
+    properties: Vec<(String, dbus::Value)>,
+    limits: Limits,
+    rules: Vec<devices::Rule>,
+    rootless: bool,
+    /// Whether config.json names the cgroup. Then even an unprivileged caller must get it.
+    explicit: bool,
+}
 
 /// What the state file keeps of a cgroup, enough to find it again.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Saved {}
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Saved {
+    driver: Driver,
+    /// v1: the directory by the hierarchy's controllers, joined by commas.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    v1: BTreeMap<String, PathBuf>,
+    /// The directory in the v2 hierarchy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unified: Option<PathBuf>,
+    /// systemd's unit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unit: Option<String>,
+    #[serde(default)]
+    rootless: bool,
+    #[serde(default)]
+    explicit: bool,
+}
 
-/// Why a cgroup operation failed; names the file or the D-Bus call and the value.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {}
+/// The container's directory in a v1 hierarchy.
+#[derive(Clone, Debug)]
+struct Node {
+    controllers: Vec<String>,
+    path: PathBuf,
+}
 
-/// How the container's first process gets into its cgroup.
-#[derive(Debug, Default)]
-pub struct Birth {
-    /// A v2 cgroup directory for clone3(2)'s `CLONE_INTO_CGROUP` (Linux 5.7). `None` where there is no v2 cgroup.
-    pub into: Option<OwnedFd>,
-    /// Files into which the new process itself writes `0` first thing. On v1 these are the hierarchies' `tasks` files:
-    /// a single-threaded process that moves *itself* through `tasks` spares the kernel the global
-    /// `cgroup_threadgroup_rwsem` (kernel/cgroup/cgroup.c, `cgroup_procs_write_start`), which costs ten milliseconds on a
-    /// busy machine.
-    pub join: Vec<OwnedFd>,
-    /// For a kernel without `CLONE_INTO_CGROUP`: the v2 `cgroup.procs` in which to write `0` instead of using `into`.
-    pub into_fallback: Option<OwnedFd>,
-    /// Whether [`Cgroup::attach`] has to be called with the new process's pid before it may go on (systemd driver).
-    pub by_pid: bool,
+impl Node {
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|name| name == controller)
+    }
 }
 
 /// A container's cgroup.
 #[derive(Debug)]
-pub struct Cgroup {}
+pub struct Cgroup {
+    /// Empty on a host with v2 only.
+    v1: Vec<Node>,
+    /// The cgroup in the v2 hierarchy. `None` where there is no v2, or (without privileges) none could be made.
+    unified: Option<PathBuf>,
+    unit: Option<String>,
+    rootless: bool,
+    explicit: bool,
+    /// What is still to be done when the systemd driver gets a process.
+    pending: Option<Box<create::Pending>>,
+}
 
 /// Resolves `linux.cgroupsPath` and `linux.resources` for container `id`.
 pub fn plan(spec: &Spec, id: &str, driver: Driver, host: &Host) -> Result<Plan, Error> {
-    let _ = (spec, id, driver, host);
-    todo!()
+    let linux = spec.linux().as_ref();
+    let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    let path = path.map(|path| path.to_string_lossy().into_owned());
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let systemd = driver == Driver::Systemd;
+    let rules = limits::rules(resources, devices::default_rules(linux))?;
+    // Rules that can't be had must be refused before anything is made.
+    devices::Emulator::new(&rules)?;
+    Ok(Plan {
+        id: id.to_owned(),
+        place: Place::new(path.as_deref(), id),
+        unit: if systemd {
+            Some(Unit::new(path.as_deref(), id)?)
+        } else {
+            None
+        },
+        properties: if systemd {
+            systemd::annotated(spec.annotations().as_ref())?
+        } else {
+            Vec::new()
+        },
+        limits: resources.map(Limits::new).unwrap_or_default(),
+        rules,
+        rootless: host.rootless,
+        explicit: path.is_some_and(|path| !path.is_empty()),
+    })
 }
 
 impl Cgroup {
     /// Makes the cgroup and applies the limits. With the systemd driver the scope needs a process: it is made by
     /// [`Cgroup::attach`]. Removes what it made if it fails.
     pub fn create(plan: &Plan) -> Result<Self, Error> {
-        let _ = plan;
-        todo!()
+        create::create(plan, &mounts::Layout::probe()?)
     }
 
     /// Finds a container's cgroup again.
     pub fn open(saved: &Saved) -> Result<Self, Error> {
-        let _ = saved;
-        todo!()
+        let node = |(controllers, path): (&String, &PathBuf)| Node {
+            controllers: controllers.split(',').map(str::to_owned).collect(),
+            path: path.clone(),
+        };
+        Ok(Self {
+            v1: saved.v1.iter().map(node).collect(),
+            unified: saved.unified.clone(),
+            unit: saved.unit.clone(),
+            rootless: saved.rootless,
+            explicit: saved.explicit,
+            pending: None,
+        })
     }
 
     /// What the state file has to keep.
     pub fn save(&self) -> Saved {
-        todo!()
+        Saved {
+            driver: if self.unit.is_some() {
+                Driver::Systemd
+            } else {
+                Driver::Cgroupfs
+            },
+            v1: self
+                .v1
+                .iter()
+                .map(|node| (node.controllers.join(","), node.path.clone()))
+                .collect(),
+            unified: self.unified.clone(),
+            unit: self.unit.clone(),
+            rootless: self.rootless,
+            explicit: self.explicit,
+        }
     }
 
-    /// How a process starts in this cgroup, or (`exec --cgroup`) in the one at `sub` below it.
-    pub fn birth(&self, sub: Option<&str>) -> Result<Birth, Error> {
-        let _ = sub;
-        todo!()
-    }
-
-    /// Makes the systemd scope around `pid`, waits for systemd's job, applies the limits systemd doesn't know.
-    pub fn attach(&mut self, pid: Pid) -> Result<(), Error> {
-        let _ = pid;
-        todo!()
-    }
-
-    /// Changes limits (`proa update`).
+    /// Changes limits (`proa update`). Device rules are left as they are, as runc does.
     pub fn update(&mut self, resources: &LinuxResources) -> Result<(), Error> {
-        let _ = resources;
-        todo!()
+        let mut limits = Limits::new(resources);
+        let legacy = self.is_legacy();
+        if legacy && !limits.unified.is_empty() {
+            return Err(Error::NoUnified);
+        }
+        if let Some(path) = self.unified.as_deref().filter(|_| !legacy) {
+            v2::complete(path, &mut limits)?;
+        }
+        if let Some(unit) = &self.unit {
+            if let Some(path) = self
+                .unified
+                .as_deref()
+                .filter(|_| !legacy && limits.check_before_update)
+            {
+                // systemd would apply it at once, and a container killed for it has no unit any more.
+                v1::check_usage(file::Dir(path), limits.memory, limits.swap, "memory.current")?;
+            }
+            systemd::Manager::connect(self.rootless)?.set(unit, legacy, &mut limits)?;
+        }
+        self.apply(&limits)
+    }
+
+    /// Writes the limits.
+    fn apply(&self, limits: &Limits) -> Result<(), Error> {
+        match &self.unified {
+            _ if self.is_legacy() => v1::apply(&self.v1, self.unified.as_deref(), limits),
+            Some(path) => v2::apply(path, limits),
+            // No cgroup at all (rootless): what isn't asked for needn't be refused.
+            None => v1::apply(&[], None, limits),
+        }
     }
 
     /// Freezes every process of the cgroup and returns when the kernel says that they are.
     pub fn freeze(&self) -> Result<(), Error> {
-        todo!()
+        match (self.node("freezer"), &self.unified) {
+            (Some(path), _) => freezer::freeze_v1(path),
+            (None, Some(path)) => freezer::freeze_v2(path),
+            (None, None) => Err(Error::NoFreezer),
+        }
     }
 
     /// Undoes [`Cgroup::freeze`].
     pub fn thaw(&self) -> Result<(), Error> {
-        todo!()
+        match (self.node("freezer"), &self.unified) {
+            (Some(path), _) => freezer::thaw_v1(path),
+            (None, Some(path)) => freezer::thaw_v2(path),
+            (None, None) => Err(Error::NoFreezer),
+        }
     }
 
     /// Whether the cgroup is frozen (`state` says `paused`).
     pub fn is_frozen(&self) -> Result<bool, Error> {
-        todo!()
+        match (self.node("freezer"), &self.unified) {
+            (Some(path), _) => freezer::is_frozen_v1(path),
+            (None, Some(path)) => freezer::is_frozen_v2(path),
+            (None, None) => Ok(false),
+        }
     }
 
     /// The pids of every process in the cgroup and the cgroups below it.
     pub fn pids(&self) -> Result<Vec<Pid>, Error> {
-        todo!()
+        self.main().map_or(Ok(Vec::new()), tree::pids)
     }
 
     /// Sends `signal` to every process in the cgroup and below; SIGKILL by `cgroup.kill` where the kernel has it.
     pub fn signal_all(&self, signal: Signal) -> Result<(), Error> {
-        let _ = signal;
-        todo!()
+        let killed = match &self.unified {
+            Some(path) if signal == Signal::SIGKILL => tree::kill_v2(path)?,
+            _ => false,
+        };
+        if killed && !self.is_legacy() {
+            return Ok(());
+        }
+        // Frozen, the cgroup can't fork faster than it is read. (A container without a freezer gets the best there is.)
+        let was_frozen = self.is_frozen()?;
+        let froze = !killed && !was_frozen && self.freeze().is_ok();
+        let sent = self.pids().and_then(|pids| tree::signal(&pids, signal));
+        // A v1 freezer keeps even SIGKILL waiting.
+        let thawed = if froze || (was_frozen && signal == Signal::SIGKILL) {
+            self.thaw()
+        } else {
+            Ok(())
+        };
+        sent.and(thawed)
     }
 
     /// Removes the cgroup with all below it; what is gone already is no error. Fails while processes are left.
     pub fn destroy(&self) -> Result<(), Error> {
-        todo!()
+        let stopped = match &self.unit {
+            Some(unit) if self.pending.is_none() => {
+                systemd::Manager::connect(self.rootless).and_then(|mut manager| manager.stop(unit))
+            }
+            _ => Ok(()),
+        };
+        // v2 first: it tells when the last process is gone, which v1 does not.
+        if let Some(path) = &self.unified {
+            tree::remove(path, true)?;
+        }
+        for node in &self.v1 {
+            tree::remove(&node.path, false)?;
+        }
+        stopped
+    }
+
+    /// The directory of the v2 cgroup, or of the v1 hierarchy with `controller` (empty: the one that is asked for pids).
+    pub fn path(&self, controller: &str) -> Option<&Path> {
+        match controller {
+            _ if !self.is_legacy() => self.unified.as_deref(),
+            "" => self.main(),
+            controller => self.node(controller),
+        }
+    }
+
+    /// Whether limits are v1's.
+    fn is_legacy(&self) -> bool {
+        !self.v1.is_empty()
+    }
+
+    /// The directory in the v1 hierarchy with `controller`.
+    fn node(&self, controller: &str) -> Option<&Path> {
+        self.v1
+            .iter()
+            .find(|node| node.has(controller))
+            .map(|node| node.path.as_path())
+    }
+
+    /// The directory that is asked which processes there are: v1's devices, as in runc, for a container can't leave it.
+    fn main(&self) -> Option<&Path> {
+        let first = || self.v1.first().map(|node| node.path.as_path());
+        self.node("devices").or_else(first).or(self.unified.as_deref())
     }
 }
 
-impl Cgroup {
-    /// Usage and limits in the shape of runc's `events`.
-    pub fn stats(&self) -> Result<serde_json::Value, Error> {
-        todo!()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saved_and_opened() {
+        let text = r#"{"driver":"cgroupfs","v1":{"cpu,cpuacct":"/cg/cpu/a","memory":"/cg/memory/a"},
+            "unified":"/cg/unified/a","rootless":false,"explicit":true}"#;
+        let saved: Saved = serde_json::from_str(text).unwrap();
+        let cgroup = Cgroup::open(&saved).unwrap();
+        assert_eq!(cgroup.path("cpuacct"), Some(Path::new("/cg/cpu/a")));
+        assert_eq!(cgroup.path("pids"), None);
+        assert_eq!(cgroup.save(), saved);
+        assert_eq!(
+            serde_json::from_str::<Saved>(&serde_json::to_string(&saved).unwrap()).unwrap(),
+            saved
+        );
     }
 
-    /// Watches for processes of the cgroup that the kernel kills for want of memory; `None` without a memory controller.
-    pub fn oom_watch(&self) -> Result<Option<OomWatch>, Error> {
-        todo!()
+    fn host() -> Host {
+        Host {
+            euid: 0,
+            egid: 0,
+            rootless: false,
+        }
     }
-}
 
-/// Readable when there may be news.
-#[derive(Debug)]
-pub struct OomWatch {
-    fd: OwnedFd,
-}
-
-impl OomWatch {
-    /// How many processes were killed since the last call.
-    pub fn take(&mut self) -> Result<u64, Error> {
-        todo!()
+    #[test]
+    fn a_plan_without_a_linux_section() {
+        let spec: Spec = serde_json::from_str(r#"{"ociVersion": "1.2.0"}"#).unwrap();
+        let plan = plan(&spec, "c1", Driver::Cgroupfs, &host()).unwrap();
+        assert_eq!(plan.place, Place::Relative("c1".into()));
+        assert!(!plan.explicit && !plan.limits.is_set());
+        assert_eq!(plan.rules, devices::default_rules(None));
     }
-}
 
-impl std::os::fd::AsFd for OomWatch {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.fd.as_fd()
+    #[test]
+    fn device_rules_are_judged_before_anything_is_made() {
+        let spec: Spec = serde_json::from_str(
+            r#"{"ociVersion": "1.2.0", "linux": {"resources": {"devices": [
+                {"allow": true, "type": "c", "access": "rwm"},
+                {"allow": false, "type": "c", "major": 1, "minor": 3, "access": "w"}]}}}"#,
+        )
+        .unwrap();
+        let error = plan(&spec, "c1", Driver::Cgroupfs, &host()).unwrap_err();
+        assert!(matches!(error, Error::PunchedHole { .. }), "{error}");
     }
 }

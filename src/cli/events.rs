@@ -1,13 +1,14 @@
 //! `proa events`.
 
 use super::{Error, Globals, print, units};
+use crate::cgroup::{OomEvent, OomEvents};
 use crate::state::{Action, Container, process};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use serde::Serialize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 /// liboci-cli's interval is a number of seconds; runc's is a duration of Go.
@@ -80,21 +81,18 @@ fn watch(container: &Container, interval: Duration) -> Result<u8, Error> {
     })?;
     // Without pidfds (before Linux 5.3) the end is noticed with the next interval.
     let init = process::pidfd(container.record.pid).ok();
-    let mut oom = cgroup.oom_watch()?;
+    // A host without a memory controller has no such events; the rest is still of use.
+    let mut oom = cgroup
+        .oom_events()
+        .inspect_err(|error| tracing::warn!("no oom events: {error}"))
+        .ok();
     while container.alive() {
-        let mut fds = vec![PollFd::new(timer.as_fd(), PollFlags::POLLIN)];
-        fds.extend(init.iter().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
-        fds.extend(oom.iter().map(|watch| PollFd::new(watch.as_fd(), PollFlags::POLLIN)));
-        match nix::poll::poll(&mut fds, PollTimeout::NONE) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(source) => return Err(EventsError::Call { call: "poll", source }.into()),
-        }
-        let ticked = fds[0].any().unwrap_or(false);
-        let oom_ready = oom.is_some() && fds.last().is_some_and(|fd| fd.any().unwrap_or(false));
-        drop(fds);
-        if oom_ready && let Some(watch) = &mut oom {
-            for _ in 0..watch.take()? {
-                emit("oom", container.id(), None::<()>)?;
+        let (ticked, oom_ready) = wait(&timer, init.as_ref(), oom.as_ref())?;
+        if oom_ready && let Some(events) = &mut oom {
+            match events.next()? {
+                OomEvent::Oom => drop(emit("oom", container.id(), None::<()>)?),
+                OomEvent::Ended => return Ok(0),
+                OomEvent::Nothing => {}
             }
         }
         if ticked {
@@ -110,6 +108,20 @@ fn watch(container: &Container, interval: Duration) -> Result<u8, Error> {
         }
     }
     Ok(0)
+}
+
+/// Waits for the timer, the end of init, or word of the out-of-memory killer; says whether it was the first, the last.
+fn wait(timer: &TimerFd, init: Option<&OwnedFd>, oom: Option<&OomEvents>) -> Result<(bool, bool), EventsError> {
+    let mut fds = vec![PollFd::new(timer.as_fd(), PollFlags::POLLIN)];
+    fds.extend(oom.map(|events| PollFd::new(events.as_fd(), PollFlags::POLLIN)));
+    fds.extend(init.map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)));
+    match nix::poll::poll(&mut fds, PollTimeout::NONE) {
+        Ok(_) => {}
+        Err(Errno::EINTR) => return Ok((false, false)),
+        Err(source) => return Err(EventsError::Call { call: "poll", source }),
+    }
+    let ready = |at: usize| fds.get(at).is_some_and(|fd: &PollFd| fd.any().unwrap_or(false));
+    Ok((ready(0), oom.is_some() && ready(1)))
 }
 
 fn timer(interval: Duration) -> Result<TimerFd, Errno> {

@@ -1,6 +1,6 @@
 //! `--version`, `--help`, and what is shown for a wrong command line.
 
-use super::{Error, SPEC_VERSION, print};
+use super::{SPEC_VERSION, print};
 use clap::Command;
 
 /// The commit that the build was made from, if the build says so.
@@ -89,18 +89,6 @@ pub fn general() -> String {
         .map(|(name, about)| format!("   {name:<12}{about}\n"))
         .collect();
     format!("{GENERAL}{commands}{GLOBAL}")
-}
-
-/// `proa help [VERB]`.
-pub(super) fn topic(args: &[String]) -> Result<u8, Error> {
-    match args.first() {
-        None => print(general().as_bytes()),
-        Some(verb) => match about(verb) {
-            // Each verb's flags are its own file's business; the verb prints them itself.
-            Some(about) => print(format!("NAME:\n   proa {verb} - {about}\n\nSee: proa {verb} --help\n").as_bytes()),
-            None => Err(Error::UnknownVerb(verb.clone())),
-        },
-    }
 }
 
 fn about(verb: &str) -> Option<&'static str> {

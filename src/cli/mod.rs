@@ -227,7 +227,10 @@ fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
         "features" => call.run("features", Exactly(0), None, features::run),
         "checkpoint" => call.later("checkpoint"),
         "restore" => call.later("restore"),
-        "help" | "h" => help::topic(rest),
+        "help" | "h" => match rest.first() {
+            None => print(help::general().as_bytes()),
+            Some(topic) => dispatch(program, &[topic.clone(), "--help".into()]),
+        },
         other => {
             call.set_up(&first.globals)?;
             Err(Error::UnknownVerb(other.into()))
@@ -324,6 +327,9 @@ impl Call<'_> {
     }
 
     fn later(&self, verb: &'static str) -> Result<u8, Error> {
+        if self.args.iter().any(|arg| matches!(arg.as_str(), "-h" | "--help")) {
+            return print(help::verb(&mut Command::new(verb)).as_bytes());
+        }
         self.set_up(&self.typed)?;
         Err(Error::Later { verb })
     }

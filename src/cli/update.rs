@@ -137,11 +137,11 @@ impl UpdateArgs {
     fn request(&self) -> Result<Value, UpdateError> {
         match self.resources.as_ref().filter(|path| !path.as_os_str().is_empty()) {
             Some(path) => from_file(path),
-            None => self.from_flags(),
+            None => self.flags(),
         }
     }
 
-    fn from_flags(&self) -> Result<Value, UpdateError> {
+    fn flags(&self) -> Result<Value, UpdateError> {
         let unsigned = |text: &str| text.parse::<u64>().ok().map(Value::from);
         let signed = |text: &str| text.parse::<i64>().ok().map(Value::from);
         let weight = |text: &str| text.parse::<u16>().ok().map(Value::from);
@@ -289,7 +289,7 @@ fn merge(old: &mut Value, new: Value) {
 mod tests {
     use super::*;
 
-    fn flags(set: impl FnOnce(&mut UpdateArgs)) -> Result<Value, UpdateError> {
+    fn request(set: impl FnOnce(&mut UpdateArgs)) -> Result<Value, UpdateError> {
         let mut args = UpdateArgs::default();
         set(&mut args);
         args.request()
@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn flags_become_a_document() {
-        let request = flags(|args| {
+        let document = request(|args| {
             args.memory = Some("512M".into());
             args.memory_swap = Some("-1".into());
             args.cpu_quota = Some("-1".into());
@@ -308,13 +308,13 @@ mod tests {
         let expected = json!({
             "memory": {"limit": 512 << 20, "swap": -1}, "cpu": {"quota": -1, "cpus": "0-1"}, "pids": {"limit": -1}
         });
-        assert_eq!(request.unwrap(), expected);
-        let error = flags(|args| args.cpu_period = Some("x".into()))
+        assert_eq!(document.unwrap(), expected);
+        let error = request(|args| args.cpu_period = Some("x".into()))
             .unwrap_err()
             .to_string();
         assert_eq!(error, "invalid value for cpu-period: \"x\"");
-        assert!(flags(|args| args.memory = Some("5q".into())).is_err());
-        assert!(flags(|args| args.blkio_weight = Some("70000".into())).is_err());
+        assert!(request(|args| args.memory = Some("5q".into())).is_err());
+        assert!(request(|args| args.blkio_weight = Some("70000".into())).is_err());
     }
 
     #[test]

@@ -77,9 +77,11 @@ pub enum Error {
 }
 
 impl Config {
-    /// Reads `config.json` of the bundle directory `bundle`.
+    /// Reads `config.json` of the bundle directory `bundle`, and refuses it if its process could never be run.
     pub fn load(bundle: &Path) -> Result<Self, Error> {
-        Self::load_file(&bundle.join("config.json"))
+        let config = Self::load_file(&bundle.join("config.json"))?;
+        config.process()?;
+        Ok(config)
     }
 
     /// Reads the configuration at `path`.

@@ -116,18 +116,15 @@ pub(super) fn become_user(user: &User) -> Result<(), Error> {
         nix::sys::prctl::set_keepcaps(true)
             .map_err(Error::call("unable to set keep caps: prctl(PR_SET_KEEPCAPS, 1)"))?;
     }
-    if let Some(groups) = &user.groups {
-        let gids: Vec<Gid> = groups.iter().copied().map(Gid::from_raw).collect();
-        match setgroups(&gids) {
-            Ok(()) => {}
-            // A user namespace made by an unprivileged user (user_namespaces(7)): nothing was ever gained by a group.
-            Err(Errno::EPERM) if setgroups_denied() => {}
-            Err(source) => {
-                return Err(Error::Call {
-                    call: format!("unable to setup user: setgroups({groups:?})"),
-                    source,
-                });
-            }
+    let gids: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
+    match setgroups(&gids) {
+        Ok(()) => {}
+        // Denied to unprivileged users' namespaces (user_namespaces(7)), or not mapped: nothing is gained by a group.
+        Err(Errno::EPERM | Errno::EINVAL) if user.groups_optional => {}
+        Err(Errno::EPERM) if setgroups_denied() => {}
+        Err(source) => {
+            let call = format!("unable to setup user: setgroups({:?})", user.groups);
+            return Err(Error::Call { call, source });
         }
     }
     let unmapped = |call, what, id| {

@@ -89,7 +89,7 @@ pub struct Options {
     pub no_new_keyring: bool,
     /// The process joins a running container (`exec`).
     pub exec: bool,
-    /// The caller isn't root: additional groups are left alone, as in runc, because they can't be set.
+    /// The caller isn't the host's root: additional groups that can't be set are no error.
     pub rootless: bool,
 }
 

@@ -19,8 +19,10 @@ pub struct User {
     pub gid: u32,
     /// `umask`; without it a container has 022 and an `exec` its caller's.
     pub umask: Option<u32>,
-    /// `additionalGids`; `None` if the supplementary groups are to be left alone.
-    pub groups: Option<Vec<u32>>,
+    /// `additionalGids`.
+    pub groups: Vec<u32>,
+    /// Whether it is put up with that `groups` can't be set: the caller is rootless, and as with runc stays in its own.
+    pub groups_optional: bool,
 }
 
 /// One of `process.rlimits`; `u64::MAX` is no limit.
@@ -156,12 +158,12 @@ fn narrow(size: u64) -> u16 {
 
 fn user(process: &Process, options: Options) -> User {
     let user = process.user();
-    let groups = user.additional_gids().clone().unwrap_or_default();
     User {
         uid: user.uid(),
         gid: user.gid(),
         umask: user.umask().or(if options.exec { None } else { Some(0o022) }),
-        groups: (!options.rootless).then_some(groups),
+        groups: user.additional_gids().clone().unwrap_or_default(),
+        groups_optional: options.rootless,
     }
 }
 

@@ -1,4 +1,4 @@
-//! From config.json to a [`Plan`]: no system call here.
+//! From config.json to a [`Plan`]: nothing here looks at the host.
 
 use super::options::{self, Parsed};
 use super::{Device, DeviceKind, Error, Id, Idmap, Kind, Mount, Options, Plan, sysctl};
@@ -155,6 +155,13 @@ fn build_mount(
 ) -> Result<Mount, Error> {
     let at = |name: &str| format!("mounts[{index}].{name}");
     let destination = clean(mount.destination());
+    if !mount.destination().is_absolute() {
+        let written = mount.destination().display();
+        tracing::warn!(
+            "mount destination {written} is not absolute: it is taken as {}",
+            destination.display()
+        );
+    }
     if destination == Path::new("/") {
         return Err(field(
             at("destination"),

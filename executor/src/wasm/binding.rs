@@ -1,4 +1,5 @@
-//! The C interface of `libwasmedge.so.0`, loaded at run time: the only unsafe code of this crate, beside two signal calls.
+//! The C interface of `libwasmedge.so.0`, loaded at run time: the only unsafe code of this crate, beside a few calls in
+//! `process`.
 //!
 //! Types and values are those of `wasmedge/wasmedge.h` of 0.14.1 and of 0.17.1, compared field by field. What differs
 //! between the two and is used here: `ConfigureSetMaxMemoryPage` takes a `uint32_t` in 0.14 and a `uint64_t` in 0.17

@@ -4,7 +4,7 @@
 use super::binding::{End, Failure, Library, Machine};
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
-use super::{engine, signals};
+use super::{engine, process};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::{Error, Guest, Handler};
@@ -113,7 +113,7 @@ impl Handler for WasmHandler {
         match &mut self.target {
             Some(Target::Program(native)) => native.run(guest, started),
             Some(Target::Module(module)) => match execute(module, guest, started) {
-                Ok(status) => signals::exit_now(status),
+                Ok(status) => process::exit_now(status),
                 Err(error) => error,
             },
             None => unprepared(guest),
@@ -212,25 +212,27 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         Some(strings) => strings,
         None => strings(guest)?,
     };
-    signals::install().map_err(|errno| refuse(Refusal::Read(errno.into())))?;
+    process::take_signals().map_err(|errno| refuse(Refusal::Read(errno.into())))?;
 
     let (bytes, survey) = read(&mut module.file, guest.memory_limit).map_err(refuse)?;
     let mut machine = Machine::new(&module.library, pages(guest.memory_limit)).map_err(|f| failed("set-up", f))?;
     machine.load(&bytes).map_err(|f| failed("load", f))?;
     drop(bytes);
     machine.validate().map_err(|f| failed("validation", f))?;
-    machine.wasi(&strings.args, &strings.env, &strings.preopens);
-    if survey.start_section {
-        // Guest code runs in the next step already.
-        started();
-        if let Err(failure) = machine.instantiate() {
-            return Ok(trap(&failure, path));
-        }
-    } else {
+    if !survey.start_section {
         machine
             .instantiate()
             .map_err(|f| failed("instantiation", explain(f, &survey)))?;
-        started();
+    }
+    started();
+    // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
+    process::close_on_exec_now();
+    machine.wasi(&strings.args, &strings.env, &strings.preopens);
+    if survey.start_section {
+        // Guest code runs in this step already.
+        if let Err(failure) = machine.instantiate() {
+            return Ok(trap(&failure, path));
+        }
     }
     Ok(match machine.execute("_start") {
         // As exit(3) has it.

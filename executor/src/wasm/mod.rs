@@ -10,7 +10,7 @@ mod handler;
 pub mod module;
 pub mod open;
 #[cfg(feature = "engine")]
-mod signals;
+mod process;
 
 #[cfg(feature = "engine")]
 pub use engine::EngineError;
