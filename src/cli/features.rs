@@ -232,7 +232,7 @@ fn features() -> Features {
                 v1: true,
                 v2: true,
                 systemd: true,
-                systemd_user: false,
+                systemd_user: true,
                 rdma: true,
             },
             seccomp: Seccomp {
@@ -246,9 +246,9 @@ fn features() -> Features {
             apparmor: Enabled { enabled: true },
             selinux: Enabled { enabled: true },
             intel_rdt: IntelRdt {
-                enabled: false,
-                schemata: false,
-                monitoring: false,
+                enabled: true,
+                schemata: true,
+                monitoring: true,
             },
             memory_policy: MemoryPolicy {
                 modes: MEMORY_POLICY_MODES,

@@ -1,7 +1,6 @@
 //! The messages between the parent and the container's init.
 //!
-//! One SOCK_SEQPACKET pair: a message is a tag byte and a text, with at most one descriptor, and arrives whole. End of
-//! file says that the other side is gone, or (to the parent) that init executed the program, since init's end is
+//! One SOCK_SEQPACKET pair: a message is a tag byte and a text, sent by one write(2), and arrives whole. End of file says that the other side is gone, or (to the parent) that init executed the program, since init's end is
 //! close-on-exec.
 //!
 //! ```text
@@ -13,21 +12,24 @@
 //!     | <-- Warning(text) ------------------- |   at any time
 //!     | <-- Mounted ------------------------- |   only if there are prestart or createRuntime hooks
 //!     | --- Go -----------------------------> |   ... which have run
-//!     | <-- Listener + descriptor ----------- |   only if the seccomp filter notifies, here or after Start
-//!     | --- Go -----------------------------> |
+//!     | <-- Ready --------------------------- |   next come the user and the capabilities
+//!     | --- Go -----------------------------> |   resource limits and the like are set, which takes the host's rights
+//!     | <-- Listener(number) ---------------- |   only if the seccomp filter notifies
+//!     | --- Go -----------------------------> |   ... and the agent has the listener
 //!     | <-- Created ------------------------- |
 //!     | --- Start --------------------------> |   `run` and `exec`; after `create` it comes over start.sock
 //!     | <-- end of file --------------------- |   the program runs
 //! ```
 //!
+//! Init says Child, and what its child says first, at the same time: either may arrive before the other.
+//!
+//! Only write(2) and read(2) are used once the process is confined, so that a seccomp profile need not allow, and an agent
+//! need not answer, more than with runc.
+//!
 //! Wherever a report is due, `Failed(text)` may come instead, after which init ends.
 
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
-    socketpair,
-};
-use std::io::{IoSlice, IoSliceMut};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The longest text a message carries; a longer one is cut.
@@ -42,8 +44,10 @@ pub enum Message {
     Child(i32),
     /// All mounts are made; the parent's hooks are due.
     Mounted,
-    /// The seccomp listener, to be sent where `listenerPath` says.
-    Listener(OwnedFd),
+    /// Namespaces and file system are done, and the process still has all its rights.
+    Ready,
+    /// The number of the seccomp listener among the sender's descriptors; it is to be sent where `listenerPath` says.
+    Listener(RawFd),
     /// Init waits for `start`.
     Created,
     /// Something to be logged.
@@ -64,7 +68,7 @@ pub enum Error {
     /// The call failed.
     #[error("{call} between proa and the container's init: {errno}")]
     Call {
-        /// sendmsg or recvmsg.
+        /// read or write.
         call: &'static str,
         /// Why.
         errno: Errno,
@@ -91,15 +95,19 @@ impl Channel {
 
     /// Sends a message.
     pub fn send(&self, message: &Message) -> Result<(), Error> {
-        let pid;
+        let number;
         let (tag, text): (u8, &str) = match message {
             Message::NeedMaps => (b'U', ""),
-            Message::Child(child) => {
-                pid = child.to_string();
-                (b'C', &pid)
+            Message::Child(of) => {
+                number = of.to_string();
+                (b'C', &number)
             }
             Message::Mounted => (b'M', ""),
-            Message::Listener(_) => (b'L', ""),
+            Message::Ready => (b'Y', ""),
+            Message::Listener(of) => {
+                number = of.to_string();
+                (b'L', &number)
+            }
             Message::Created => (b'R', ""),
             Message::Warning(text) => (b'W', text),
             Message::Failed(text) => (b'F', text),
@@ -107,74 +115,43 @@ impl Channel {
             Message::Start => (b'S', ""),
             Message::Starting => (b'A', ""),
         };
-        let text = &text[..text.floor_char_boundary(TEXT_MAX)];
-        let parts = [IoSlice::new(std::slice::from_ref(&tag)), IoSlice::new(text.as_bytes())];
-        let descriptors: [RawFd; 1];
-        let control: &[ControlMessage<'_>] = if let Message::Listener(fd) = message {
-            descriptors = [fd.as_raw_fd()];
-            &[ControlMessage::ScmRights(&descriptors)]
-        } else {
-            &[]
-        };
-        sendmsg::<UnixAddr>(self.0.as_raw_fd(), &parts, control, MsgFlags::MSG_NOSIGNAL, None)
+        let mut bytes = vec![tag];
+        bytes.extend_from_slice(cut(text).as_bytes());
+        nix::unistd::write(&self.0, &bytes)
             .map(drop)
-            .map_err(|errno| Error::Call { call: "sendmsg", errno })
+            .map_err(|errno| Error::Call { call: "write", errno })
     }
 
     /// Waits for a message; `None` is end of file.
     pub fn receive(&self) -> Result<Option<Message>, Error> {
         let mut buffer = vec![0; TEXT_MAX + 1];
-        let mut control = nix::cmsg_space!(RawFd);
-        let (length, descriptor) = loop {
-            let mut parts = [IoSliceMut::new(&mut buffer)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            match recvmsg::<UnixAddr>(self.0.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-                Ok(message) => {
-                    let mut descriptor = None;
-                    for part in message
-                        .cmsgs()
-                        .map_err(|errno| Error::Call { call: "recvmsg", errno })?
-                    {
-                        if let ControlMessageOwned::ScmRights(fds) = part {
-                            descriptor = fds.first().copied();
-                        }
-                    }
-                    break (message.bytes, descriptor);
-                }
+        let length = loop {
+            match nix::unistd::read(&self.0, &mut buffer) {
+                Ok(length) => break length,
                 Err(Errno::EINTR) => {}
                 // The other side ended with something of ours unread.
                 Err(Errno::ECONNRESET) => return Ok(None),
-                Err(errno) => return Err(Error::Call { call: "recvmsg", errno }),
-            }
-        };
-        let descriptor = match descriptor.map(proa_sys::fd::inherit).transpose() {
-            Ok(descriptor) => descriptor,
-            Err(errno) => {
-                return Err(Error::Call {
-                    call: "recvmsg(SCM_RIGHTS)",
-                    errno,
-                });
+                Err(errno) => return Err(Error::Call { call: "read", errno }),
             }
         };
         let Some((&tag, text)) = buffer[..length].split_first() else {
             return Ok(None);
         };
-        let text = || String::from_utf8_lossy(text).into_owned();
-        Ok(Some(match (tag, descriptor) {
-            (b'U', None) => Message::NeedMaps,
-            (b'C', None) => match text().parse() {
-                Ok(pid) => Message::Child(pid),
-                Err(_) => return Err(Error::Unexpected(text())),
-            },
-            (b'M', None) => Message::Mounted,
-            (b'L', Some(fd)) => Message::Listener(fd),
-            (b'R', None) => Message::Created,
-            (b'W', None) => Message::Warning(text()),
-            (b'F', None) => Message::Failed(text()),
-            (b'G', None) => Message::Go,
-            (b'S', None) => Message::Start,
-            (b'A', None) => Message::Starting,
-            _ => return Err(Error::Unexpected(format!("{} {}", char::from(tag), text()))),
+        let text = String::from_utf8_lossy(text).into_owned();
+        let number = |text: String| text.parse().map_err(|_| Error::Unexpected(text));
+        Ok(Some(match tag {
+            b'U' => Message::NeedMaps,
+            b'C' => Message::Child(number(text)?),
+            b'M' => Message::Mounted,
+            b'Y' => Message::Ready,
+            b'L' => Message::Listener(number(text)?),
+            b'R' => Message::Created,
+            b'W' => Message::Warning(text),
+            b'F' => Message::Failed(text),
+            b'G' => Message::Go,
+            b'S' => Message::Start,
+            b'A' => Message::Starting,
+            _ => return Err(Error::Unexpected(format!("{} {text}", char::from(tag)))),
         }))
     }
 
@@ -206,20 +183,27 @@ impl AsRawFd for Channel {
     }
 }
 
+/// At most [`TEXT_MAX`] bytes of `text`, whole characters.
+fn cut(text: &str) -> &str {
+    let end = (0..=TEXT_MAX.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn messages_arrive_whole_with_their_descriptor() {
+    fn messages_arrive_whole() {
         let (a, b) = Channel::pair().unwrap();
         a.send(&Message::Child(42)).unwrap();
-        let (read, _write) = nix::unistd::pipe().unwrap();
-        a.send(&Message::Listener(read)).unwrap();
+        a.send(&Message::Listener(7)).unwrap();
         a.send(&Message::Failed("€".repeat(TEXT_MAX))).unwrap();
         drop(a);
         assert!(matches!(b.receive().unwrap(), Some(Message::Child(42))));
-        assert!(matches!(b.receive().unwrap(), Some(Message::Listener(_))));
+        assert!(matches!(b.receive().unwrap(), Some(Message::Listener(7))));
         match b.receive().unwrap() {
             Some(Message::Failed(text)) => assert!(text.len() <= TEXT_MAX && text.ends_with('€')),
             other => panic!("{other:?}"),

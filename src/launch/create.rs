@@ -125,7 +125,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         preserve,
         filter: filter.as_ref(),
     };
-    let (init, channel) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
+    let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
     // Init has its own copy by now; only it may answer.
     drop(socket);
 
@@ -141,10 +141,9 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         listener: parent::listener(&config),
         status: "creating",
     };
-    attendant.until_created(&channel, || {
+    attendant.until_created(&channel, early, &plan.process, || {
         run_parent_hooks(&plan.hooks, &record, &mut making.poststop)
     })?;
-    process::tune(&plan.process, init.pid)?;
     record.created = crate::logging::timestamp();
     reservation.save(&record)?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
@@ -166,7 +165,7 @@ impl Created {
             record: &self.record,
             pid: self.init.pid,
             listener: parent::listener(&self.config),
-            status: "created",
+            status: "creating",
         }
         .until_running(&self.channel)
     }
@@ -196,7 +195,7 @@ impl Spawning<'_> {
         cgroup: &mut Cgroup,
         host: &Host,
         newborn: &mut Newborn,
-    ) -> Result<(Child, Channel), Error> {
+    ) -> Result<(Child, Channel, Vec<Message>), Error> {
         let sources = rootfs::open_sources(&mut plan.rootfs)?;
         let joins = enter::open(&plan.namespaces)?;
         let entry = cgroup.birth(None)?;
@@ -250,6 +249,7 @@ impl Spawning<'_> {
         drop((init, through));
 
         let mut init = child;
+        let mut early = Vec::new();
         if makes_user {
             if plan.namespaces.needs_middle() {
                 parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
@@ -260,7 +260,7 @@ impl Spawning<'_> {
             if makes_user {
                 channel.send(&Message::Go)?;
             }
-            init = parent::replace_middle(&channel, newborn)?;
+            (init, early) = parent::replace_middle(&channel, newborn)?;
         }
         if attach {
             cgroup.attach(init.pid)?;
@@ -269,7 +269,7 @@ impl Spawning<'_> {
         if wait {
             channel.send(&Message::Go)?;
         }
-        Ok((init, channel))
+        Ok((init, channel, early))
     }
 
     fn handover(

@@ -43,15 +43,14 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         filter: filter.as_ref(),
         preserve,
     };
-    let (child, channel) = request.spawn(options.cgroup.as_deref(), offer.for_init.as_ref(), &mut newborn)?;
+    let (child, channel, early) = request.spawn(options.cgroup.as_deref(), offer.for_init.as_ref(), &mut newborn)?;
     let attendant = Attendant {
         record: &container.record,
         pid: child.pid,
         listener: parent::listener(config),
         status: "running",
     };
-    attendant.until_created(&channel, || Ok(()))?;
-    process::tune(&plan, child.pid)?;
+    attendant.until_created(&channel, early, &plan, || Ok(()))?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
     channel.send(&Message::Start)?;
@@ -77,7 +76,7 @@ impl Request<'_> {
         sub_cgroup: Option<&str>,
         console: Option<&OwnedFd>,
         newborn: &mut Newborn,
-    ) -> Result<(Child, Channel), Error> {
+    ) -> Result<(Child, Channel, Vec<Message>), Error> {
         let record = &self.container.record;
         let image = image::open(self.hull())?;
         let entry = self.container.cgroup()?.birth(sub_cgroup)?;
@@ -121,13 +120,14 @@ impl Request<'_> {
         let has_middle = handover.middle.is_some();
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
+        let mut early = Vec::new();
         let mut child = spawn::spawn(&image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));
         if has_middle {
-            child = parent::replace_middle(&channel, newborn)?;
+            (child, early) = parent::replace_middle(&channel, newborn)?;
         }
-        Ok((child, channel))
+        Ok((child, channel, early))
     }
 
     /// A Linux program needs no engine, even in a Wasm container.

@@ -19,10 +19,11 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// The descriptors that `$LISTEN_FDS` and `--preserve-fds` name, checked before proa opens any of its own: how many.
+/// How many descriptors `$LISTEN_FDS` and `--preserve-fds` name, each of which must be open.
 pub fn preserved_descriptors(preserve_fds: u32) -> Result<u32, Error> {
     let count = listen_fds() + preserve_fds;
-    match (3..3 + count as RawFd).find(|fd| !proa_sys::fd::is_open(*fd)) {
+    // What is close-on-exec was opened by proa itself (its log): nothing like that can have been inherited.
+    match (3..3 + count as RawFd).find(|fd| !proa_sys::fd::is_inheritable(*fd)) {
         Some(fd) => Err(Error::PreservedDescriptor { fd, count }),
         None => Ok(count),
     }
@@ -133,8 +134,9 @@ impl Attendant<'_> {
         match message {
             Message::Warning(text) => tracing::warn!("{text}"),
             Message::Failed(text) => return Err(Error::Init(text)),
-            Message::Listener(fd) => {
+            Message::Listener(number) => {
                 let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;
+                let fd = descriptor_of(self.pid, number)?;
                 let state = hooks::state(self.record, self.status, self.record.pid);
                 let version = &self.record.oci_version;
                 process::notify::send(
@@ -152,15 +154,27 @@ impl Attendant<'_> {
         Ok(())
     }
 
-    /// Waits until init has set the container up; `mounted` runs the hooks that are due in between.
+    /// Waits until init has set the container up; `mounted` runs the hooks that are due in between. `early` is what it
+    /// said already.
     pub fn until_created(
         &self,
         channel: &Channel,
+        early: Vec<Message>,
+        plan: &process::Plan,
         mut mounted: impl FnMut() -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let mut early = early.into_iter();
         loop {
-            match channel.receive()? {
+            let message = match early.next() {
+                Some(message) => Some(message),
+                None => channel.receive()?,
+            };
+            match message {
                 Some(Message::Created) => return Ok(()),
+                Some(Message::Ready) => {
+                    process::tune(plan, self.pid)?;
+                    channel.send(&Message::Go)?;
+                }
                 Some(Message::Mounted) => {
                     mounted()?;
                     channel.send(&Message::Go)?;
@@ -227,22 +241,48 @@ impl Drop for Newborn {
     }
 }
 
-/// Learns which process the one in the middle made, reaps that one, and takes charge of the other.
-pub fn replace_middle(channel: &Channel, newborn: &mut Newborn) -> Result<Child, Error> {
-    let Message::Child(pid) = expect(channel, |message| matches!(message, Message::Child(_)))? else {
-        return Err(Error::InitGone);
+/// Learns which process the one in the middle made, reaps that one, and takes charge of the other. Returns also what the
+/// other said before the one in the middle came to speak.
+pub fn replace_middle(channel: &Channel, newborn: &mut Newborn) -> Result<(Child, Vec<Message>), Error> {
+    let mut early = Vec::new();
+    let pid = loop {
+        match channel.receive()? {
+            Some(Message::Child(pid)) => break Pid::from_raw(pid),
+            Some(Message::Failed(text)) => return Err(Error::Init(text)),
+            Some(message) => early.push(message),
+            None => return Err(Error::InitGone),
+        }
     };
-    let pid = Pid::from_raw(pid);
     if let Some(middle) = newborn.0.replace(pid) {
         nix::sys::wait::waitpid(middle, None).map_err(|errno| Error::Call {
             call: format!("waitpid({middle})"),
             errno,
         })?;
     }
-    // A child of ours that nobody has reaped: the number is still its own.
-    let pidfd = rustix::process::Pid::from_raw(pid.as_raw())
-        .and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
-    Ok(Child { pid, pidfd })
+    Ok((
+        Child {
+            pid,
+            pidfd: pidfd_of(pid),
+        },
+        early,
+    ))
+}
+
+/// A pidfd of a child of this process that was not waited for: the number is its own.
+fn pidfd_of(pid: Pid) -> Option<OwnedFd> {
+    let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
+}
+
+/// The descriptor `number` of a child of this process: pidfd_getfd(2), Linux 5.6.
+fn descriptor_of(pid: Pid, number: RawFd) -> Result<OwnedFd, Error> {
+    let failed = |errno: Errno| Error::Call {
+        call: format!("pidfd_getfd(pidfd of {pid}, {number})"),
+        errno,
+    };
+    let pidfd = pidfd_of(pid).ok_or_else(|| failed(Errno::ENOSYS))?;
+    rustix::process::pidfd_getfd(&pidfd, number, rustix::process::PidfdGetfdFlags::empty())
+        .map_err(|errno| failed(Errno::from_raw(errno.raw_os_error())))
 }
 
 /// Connects to `--console-socket`.

@@ -54,8 +54,8 @@ pub struct Plan {
     pub console_size: Option<(u16, u16)>,
     /// `process.user`.
     pub user: User,
-    /// `process.capabilities`. Without it, as in runc, a process of uid 0 keeps all it has, any other keeps none.
-    pub capabilities: Option<Capabilities>,
+    /// `process.capabilities`. Without it, as in runc, the process keeps none.
+    pub capabilities: Capabilities,
     /// `process.noNewPrivileges`.
     pub no_new_privileges: bool,
     /// `process.rlimits`, each resource at most once.
@@ -258,11 +258,9 @@ pub fn confine(plan: &mut Plan, filter: Option<&Filter>, native: bool) -> Result
     let entered = credentials::enter_cwd(&plan.guest.cwd)?;
     environment::add_home(&mut plan.guest.env, plan.user.uid);
 
-    let capabilities = plan.capabilities.map(Capabilities::supported).transpose()?;
-    if let Some(capabilities) = &capabilities {
-        // Takes CAP_SETPCAP, so before anything is given up.
-        capabilities.limit_bounding()?;
-    }
+    let capabilities = plan.capabilities.supported()?;
+    // Takes CAP_SETPCAP, so before anything is given up.
+    capabilities.limit_bounding()?;
     credentials::become_user(&plan.user)?;
     if !entered {
         // Then with the user's own rights: root of a user namespace, or of an NFS client, may have less.
@@ -280,11 +278,7 @@ pub fn confine(plan: &mut Plan, filter: Option<&Filter>, native: bool) -> Result
         }
         _ => None,
     };
-    match &capabilities {
-        Some(capabilities) => capabilities.apply()?,
-        None if plan.user.uid != 0 => Capabilities::default().apply()?,
-        None => {}
-    }
+    capabilities.apply()?;
     if plan.user.uid != 0 {
         credentials::forget_keeping()?;
     }

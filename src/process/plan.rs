@@ -91,7 +91,12 @@ pub fn plan(process: &Process, spec: &Spec, id: &str, options: Options) -> Resul
             .console_size()
             .map(|size| (narrow(size.height()), narrow(size.width()))),
         user: user(process, options),
-        capabilities: process.capabilities().as_ref().map(Capabilities::new).transpose()?,
+        capabilities: process
+            .capabilities()
+            .as_ref()
+            .map(Capabilities::new)
+            .transpose()?
+            .unwrap_or_default(),
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         rlimits: rlimits(process.rlimits().as_deref().unwrap_or_default())?,
         oom_score_adj: oom_score_adj(process.oom_score_adj().or(container_oom))?,

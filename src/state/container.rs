@@ -3,6 +3,7 @@
 use super::{Action, Error, Record, Status, process, require};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
+use crate::process::rdt::Group;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::signal::Signal;
@@ -315,7 +316,23 @@ impl Locked {
             kill_all(&cgroup)?;
         }
         cgroup.destroy().map_err(Error::RemoveCgroup)?;
+        self.remove_rdt()?;
         remove_dir(&self.dir)
+    }
+}
+
+impl Locked {
+    /// Removes the resctrl group that was made for the container, if one was.
+    fn remove_rdt(&self) -> Result<(), Error> {
+        // Without a configuration (a create that was killed early) no process was ever put into a group.
+        let Ok(config) = self.config() else { return Ok(()) };
+        let linux = config.spec.linux().as_ref();
+        let Some(wanted) = linux.and_then(|linux| linux.intel_rdt().as_ref()) else {
+            return Ok(());
+        };
+        Group::new(wanted, self.id())
+            .and_then(|group| group.remove())
+            .map_err(Error::RemoveRdt)
     }
 }
 

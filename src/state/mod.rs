@@ -122,6 +122,9 @@ pub enum Error {
     /// The cgroup can't be removed.
     #[error("unable to remove container's cgroup: {0}")]
     RemoveCgroup(#[source] cgroup::Error),
+    /// The resctrl group can't be removed. Worded as runc words it.
+    #[error("unable to remove container's IntelRDT group: {0}")]
+    RemoveRdt(#[source] crate::process::Error),
     /// The cgroup can't be found again, or not be read.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),

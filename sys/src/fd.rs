@@ -53,6 +53,12 @@ pub fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) != -1 }
 }
 
+/// Whether the number names an open descriptor that is not close-on-exec.
+pub fn is_inheritable(fd: RawFd) -> bool {
+    // SAFETY: fcntl(F_GETFD) reads a flag.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) == 0 }
+}
+
 /// Takes possession of a descriptor that this process inherited by number.
 ///
 /// Called once for each number, by the process that was handed it; EBADF if the number is not open.

@@ -121,19 +121,31 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
     let native = !handler.in_process();
     process::labels(&handover.process, native)?;
+    report.ready()?;
     let listener = process::confine(&mut handover.process, filter.as_ref(), native)?;
     report.listener(listener)?;
     handler.check(&handover.process.guest)?;
 
+    // An agent gets its listener while the container is created, as with runc; every other filter comes last.
+    let notifies = filter.as_ref().is_some_and(|filter| filter.program.notify);
+    if notifies {
+        seal(&handover, filter.as_ref(), native, report)?;
+    }
     report.created(handover.start_socket)?;
     run_hooks("startContainer", &handover.start_container, &handover, "created")?;
     default_signals()?;
     for fd in 3..3 + handover.preserve as RawFd {
         proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))?;
     }
-    let listener = process::seal(&handover.process, filter.as_ref(), native)?;
-    report.listener(listener)?;
+    if !notifies {
+        seal(&handover, filter.as_ref(), native, report)?;
+    }
     Err(handler.run(&handover.process.guest, &mut || report.started()).into())
+}
+
+fn seal(handover: &Handover, filter: Option<&Filter>, native: bool, report: &Report) -> Result<(), Error> {
+    let listener = process::seal(&handover.process, filter, native)?;
+    report.listener(listener)
 }
 
 /// The namespaces and the file system: after this, the process's root is the container's.

@@ -41,12 +41,18 @@ impl Report {
         self.wait_go()
     }
 
+    /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
+    pub fn ready(&self) -> Result<(), Error> {
+        self.channel()?.send(&Message::Ready)?;
+        self.wait_go()
+    }
+
     /// Hands the seccomp listener over, and waits until whoever watches has it: the next system call may need it.
     pub fn listener(&self, listener: Option<OwnedFd>) -> Result<(), Error> {
         let Some(listener) = listener else {
             return Ok(());
         };
-        self.channel()?.send(&Message::Listener(listener))?;
+        self.channel()?.send(&Message::Listener(listener.as_raw_fd()))?;
         self.wait_go()
     }
 
