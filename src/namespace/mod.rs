@@ -385,8 +385,8 @@ mod tests {
                 "hostname: ",
             ),
             (
-                serde_json::json!({"linux": {"namespaces": [{"type": "pid"}]}}),
-                "linux.namespaces: a mount",
+                serde_json::json!({"linux": {"namespaces": [{"type": "pid"}], "netDevices": {"eth0": {}}}}),
+                "linux.netDevices: unable to move network devices without a NET namespace",
             ),
             (
                 serde_json::json!({"linux": {"namespaces": [{"type": "mount"}], "timeOffsets": {"boottime": {"secs": 1}}}}),
