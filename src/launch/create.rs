@@ -15,7 +15,7 @@ use super::{CreateOptions, Error, parent};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::host::Host;
-use crate::namespace::{Kind, enter, idmap};
+use crate::namespace::{Kind, enter, idmap, netdev};
 use crate::plan::Plan;
 use crate::process::{self, Filter};
 use crate::rootfs;
@@ -201,7 +201,9 @@ impl Spawning<'_> {
         let entry = cgroup.birth(&[])?;
         let attach = entry.by_pid;
         let makes_user = plan.namespaces.makes(Kind::User);
-        let wait = attach || (makes_user && !plan.namespaces.needs_middle());
+        // Nothing in the container may look for a network device before it is there.
+        let held = attach || !plan.namespaces.net_devices.is_empty();
+        let wait = held || (makes_user && !plan.namespaces.needs_middle());
         let opened = |kind: Kind| {
             joins
                 .iter()
@@ -232,7 +234,7 @@ impl Spawning<'_> {
                 .into_iter()
                 .filter(|kind| *kind != Kind::User)
                 .collect(),
-            wait: attach,
+            wait: held,
             ..Middle::default()
         });
         if middle.is_none() {
@@ -264,6 +266,7 @@ impl Spawning<'_> {
         if attach {
             cgroup.attach(init.pid)?;
         }
+        netdev::move_all(&plan.namespaces, &joins, init.pid)?;
         if wait {
             channel.send(&Message::Go)?;
         }

@@ -1,8 +1,9 @@
 //! Linux namespaces: which ones a container gets, how they are entered, and what is set up inside them (id maps, time
-//! offsets, host and domain name, the loopback device).
+//! offsets, host and domain name, the loopback device, devices of the host).
 
 pub mod enter;
 pub mod idmap;
+pub mod netdev;
 
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
@@ -147,6 +148,8 @@ pub struct Plan {
     pub hostname: Option<String>,
     /// `domainname`.
     pub domainname: Option<String>,
+    /// `linux.netDevices`, in the order in which they are moved.
+    pub net_devices: Vec<netdev::NetDevice>,
 }
 
 /// Why namespaces can't be had.
@@ -188,6 +191,18 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// A network device can't be had. Words are runc's.
+    #[error("move netDevice {device} to namespace {namespace}: {step}: {errno}", namespace = namespace.display())]
+    NetDevice {
+        /// Its name on the host.
+        device: String,
+        /// The file of the namespace it is for.
+        namespace: PathBuf,
+        /// What failed.
+        step: String,
+        /// Why.
+        errno: Errno,
+    },
     /// `newuidmap` or `newgidmap` failed.
     #[error("{command}: {problem}")]
     Helper {
@@ -205,8 +220,9 @@ fn field(field: impl Into<String>, problem: impl Into<String>) -> Error {
     }
 }
 
-/// Resolves `linux.namespaces` and what depends on it. Words are runc's where callers know them.
-pub fn plan(spec: &Spec) -> Result<Plan, Error> {
+/// Resolves `linux.namespaces` and what depends on it; `rootless` as in [`crate::host::Host`]. Words are runc's where
+/// callers know them.
+pub fn plan(spec: &Spec, rootless: bool) -> Result<Plan, Error> {
     let mut plan = Plan {
         hostname: spec.hostname().clone(),
         domainname: spec.domainname().clone(),
@@ -269,6 +285,9 @@ pub fn plan(spec: &Spec) -> Result<Plan, Error> {
             "unable to set domainname without a private UTS namespace",
         ));
     }
+    if let Some(devices) = linux.net_devices() {
+        plan.net_devices = netdev::plan(devices, plan.has(Kind::Network), rootless)?;
+    }
     Ok(plan)
 }
 
@@ -325,7 +344,7 @@ mod tests {
     use super::*;
 
     fn plan_of(json: serde_json::Value) -> Result<Plan, Error> {
-        plan(&serde_json::from_value(json).unwrap())
+        plan(&serde_json::from_value(json).unwrap(), false)
     }
 
     #[test]
@@ -366,8 +385,8 @@ mod tests {
                 "hostname: ",
             ),
             (
-                serde_json::json!({"linux": {"namespaces": [{"type": "pid"}]}}),
-                "linux.namespaces: a mount",
+                serde_json::json!({"linux": {"namespaces": [{"type": "pid"}], "netDevices": {"eth0": {}}}}),
+                "linux.netDevices: unable to move network devices without a NET namespace",
             ),
             (
                 serde_json::json!({"linux": {"namespaces": [{"type": "mount"}], "timeOffsets": {"boottime": {"secs": 1}}}}),

@@ -107,7 +107,7 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         oci_version: spec.version().clone(),
         bundle: request.bundle.into(),
         hull: recognise::hull(&annotations, request.program, program)?,
-        namespaces: namespace::plan(spec)?,
+        namespaces: namespace::plan(spec, host.rootless)?,
         rootfs: rootfs::plan(
             spec,
             request.bundle,

@@ -11,6 +11,7 @@ mod lifecycle;
 mod managers;
 mod mounts;
 mod namespaces;
+mod netdev;
 mod process;
 mod rootless;
 mod security;
@@ -25,6 +26,7 @@ fn main() -> std::process::ExitCode {
         harness::tests(),
         lifecycle::tests(),
         namespaces::tests(),
+        netdev::tests(),
         mounts::tests(),
         process::tests(),
         hooks::tests(),

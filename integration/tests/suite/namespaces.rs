@@ -46,10 +46,10 @@ fn own(kind: &str) -> String {
 }
 
 /// A process in fresh namespaces of its own; dies with the value.
-struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Holder {
-    fn new(flags: &[&str]) -> Holder {
+    pub(crate) fn new(flags: &[&str]) -> Holder {
         let mut child = Command::new("unshare")
             .args(flags)
             .args(["sh", "-c", "echo up; exec sleep 1000"])
@@ -61,7 +61,7 @@ impl Holder {
         Holder(child)
     }
 
-    fn path(&self, kind: &str) -> String {
+    pub(crate) fn path(&self, kind: &str) -> String {
         format!("/proc/{}/ns/{kind}", self.0.id())
     }
 
