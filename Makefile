@@ -33,7 +33,10 @@ check:
 unit:
 	$(CARGO) test --locked
 
+# Wasm with the older engine first, then everything with the one that set-up chose.
 integration:
+	@older=$$(ENGINE_SUITE=stable scripts/setup-engine | tail -n 1) && echo "Wasm with the engine in $$older" && \
+	PROA_ENGINE_DIR=$$older $(CARGO) test --locked --quiet --package proa-integration --test suite -- wasm
 	$(CARGO) test --locked --quiet --package proa-integration --test suite
 
 bench: setup-bench build

@@ -13,7 +13,6 @@ tests! {
     without_open_tree .once();
     without_close_range .once();
     without_pidfds .once();
-    without_pidfd_send_signal .once();
     without_faccessat2 .once();
     without_anything_newer_than_the_floor;
     user_namespaces_without_clone3 .once();
@@ -97,10 +96,6 @@ fn without_close_range(ctx: &Ctx) {
 
 fn without_pidfds(ctx: &Ctx) {
     whole_life(ctx, "pidfd_open,pidfd_send_signal", |b| b);
-}
-
-fn without_pidfd_send_signal(ctx: &Ctx) {
-    whole_life(ctx, "pidfd_send_signal", |b| b);
 }
 
 fn without_faccessat2(ctx: &Ctx) {
