@@ -239,7 +239,9 @@ const GROW: &str = r#"
 int main(int argc, char **argv)
 {
 	int mib = 0;
-	while (mib < 512 && malloc(1 << 20))
+	/* Kept, or the compiler leaves the calls out. */
+	static void *volatile kept;
+	while (mib < 512 && (kept = malloc(1 << 20)))
 		mib++;
 	printf("%d\n", mib);
 }
