@@ -1,14 +1,12 @@
 //! `linux.netDevices`: network devices of the host that are given to the container's network namespace. They are not taken
 //! back: the kernel returns physical ones when the namespace ends (config-linux.md#network-devices).
 
-pub mod rtnl;
-
 use super::{Error, Kind, enter};
 use nix::errno::Errno;
 use nix::net::if_::{if_nameindex, if_nametoindex};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxNetDevice;
-use rtnl::{Address, Socket};
+use proa_sys::net::rtnl::{Address, Socket};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::CString;

@@ -1,5 +1,7 @@
 //! Network devices: netdevice(7).
 
+pub mod rtnl;
+
 use crate::{Errno, Result};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::ffi::CStr;
