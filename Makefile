@@ -10,6 +10,7 @@ BIN := target/bin
 SECCOMP_DIR = $(shell dirname "$$($(CC) -print-file-name=libseccomp.a)")
 STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$(SECCOMP_DIR)
 
+.NOTPARALLEL:
 .PHONY: build demo test check unit integration bench install setup clean
 
 build: setup-build
@@ -32,7 +33,10 @@ check:
 unit:
 	$(CARGO) test --locked
 
+# Wasm with the older engine first, then everything with the one that set-up chose.
 integration:
+	@older=$$(ENGINE_SUITE=stable scripts/setup-engine | tail -n 1) && echo "Wasm with the engine in $$older" && \
+	PROA_ENGINE_DIR=$$older $(CARGO) test --locked --quiet --package proa-integration --test suite -- wasm
 	$(CARGO) test --locked --quiet --package proa-integration --test suite
 
 bench: setup-bench build

@@ -6,9 +6,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -224,6 +226,46 @@ static int notify_agent(const char *where)
 	return 0;
 }
 
+/* Runs a program as on a kernel that lacks some system calls: "probe mask clone3,openat2 PROGRAM ARGS...". */
+static int mask(char *names, char **program)
+{
+	static const struct {
+		const char *name;
+		int nr;
+	} known[] = {
+		{ "clone3", SYS_clone3 },
+		{ "openat2", SYS_openat2 },
+		{ "open_tree", SYS_open_tree },
+		{ "move_mount", SYS_move_mount },
+		{ "fsopen", SYS_fsopen },
+		{ "fsconfig", SYS_fsconfig },
+		{ "fsmount", SYS_fsmount },
+		{ "mount_setattr", SYS_mount_setattr },
+		{ "close_range", SYS_close_range },
+		{ "pidfd_open", SYS_pidfd_open },
+		{ "pidfd_send_signal", SYS_pidfd_send_signal },
+		{ "faccessat2", SYS_faccessat2 },
+		{ "memfd_create", SYS_memfd_create },
+	};
+	struct sock_filter code[64] = { BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)) };
+	struct sock_fprog filter = { .len = 1, .filter = code };
+
+	for (char *name = strtok(names, ","); name; name = strtok(0, ",")) {
+		unsigned i = 0;
+		while (i < sizeof known / sizeof *known && strcmp(known[i].name, name))
+			i++;
+		if (i == sizeof known / sizeof *known)
+			return fprintf(stderr, "probe: no call named %s\n", name), 2;
+		code[filter.len++] = (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, known[i].nr, 0, 1);
+		code[filter.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS);
+	}
+	code[filter.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter))
+		return perror("seccomp"), 1;
+	execvp(*program, program);
+	return perror(*program), 127;
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -262,6 +304,8 @@ int main(int argc, char **argv)
 	}
 	if (!strcmp(what, "overwrite-exe") && argc > 2)
 		return overwrite_exe(atoi(argv[2]));
+	if (!strcmp(what, "mask") && argc > 3)
+		return mask(argv[2], argv + 3);
 	if (!strcmp(what, "notify-agent") && argc > 2)
 		return notify_agent(argv[2]);
 	fprintf(stderr, "probe: what is \"%s\"?\n", what);

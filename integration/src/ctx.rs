@@ -283,6 +283,12 @@ impl Call {
         self
     }
 
+    /// Writes stdout to this file.
+    pub fn stdout_to(mut self, path: &Path) -> Call {
+        path.clone_into(&mut self.out);
+        self
+    }
+
     /// Runs as this unprivileged user.
     pub fn uid(mut self, uid: u32) -> Call {
         self.uid = Some(uid);

@@ -15,9 +15,12 @@ pub mod bundle;
 pub mod console;
 pub mod ctx;
 pub mod host;
+pub mod image;
 pub mod runner;
 pub mod stage;
 pub mod subject;
+
+pub mod wasm;
 
 pub use bundle::Bundle;
 pub use ctx::{Call, Container, Ctx, Output};

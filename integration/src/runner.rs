@@ -206,7 +206,17 @@ fn one(mut stage: Command, limit: Duration) -> Result<(), Failed> {
     if faults.is_empty() {
         Ok(())
     } else {
-        Err(format!("{}\n{}", text.trim_end(), faults.join("\n")).into())
+        Err(format!("{}\n{}", tail(&text), faults.join("\n")).into())
+    }
+}
+
+/// The last lines of a test's output: what it waited for may have filled pages.
+fn tail(text: &str) -> String {
+    const LINES: usize = 100;
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    match lines.len().checked_sub(LINES) {
+        Some(more) if more > 0 => format!("({more} lines before)\n{}", lines[more..].join("\n")),
+        _ => lines.join("\n"),
     }
 }
 

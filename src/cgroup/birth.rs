@@ -28,17 +28,9 @@ pub struct Birth {
 }
 
 impl Cgroup {
-    /// How a process starts in this cgroup, or (`exec --cgroup`) in the one at `sub` below it: `PATH` for all hierarchies,
+    /// How a process starts in this cgroup, or (`exec --cgroup`) in those at `subs` below it: `PATH` for all hierarchies,
     /// or `CONTROLLER[,CONTROLLER]:PATH` for some (v1).
-    pub fn birth(&self, sub: Option<&str>) -> Result<Birth, Error> {
-        match sub {
-            Some(sub) => self.birth_in(&[sub]),
-            None => self.birth_in(&[]),
-        }
-    }
-
-    /// As [`Cgroup::birth`] for any number of `exec --cgroup`.
-    pub fn birth_in(&self, subs: &[&str]) -> Result<Birth, Error> {
+    pub fn birth(&self, subs: &[String]) -> Result<Birth, Error> {
         if self.pending.is_some() {
             return Ok(Birth {
                 by_pid: true,
@@ -75,6 +67,23 @@ impl Cgroup {
             }
         }
         Ok(birth)
+    }
+
+    /// Whether this is a v2 cgroup that takes no processes, as it gives controllers to cgroups below it.
+    pub fn delegates(&self) -> Result<bool, Error> {
+        let Some(path) = self.unified.as_ref().filter(|_| !self.is_legacy()) else {
+            return Ok(false);
+        };
+        let file = path.join("cgroup.subtree_control");
+        match file::read(&file) {
+            Ok(controllers) => Ok(!controllers.trim().is_empty()),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(Error::Call {
+                call: "read",
+                path: file,
+                errno,
+            }),
+        }
     }
 
     /// How a process starts in the v2 cgroup that `init` is in now. For `exec` when the container's cgroup takes no
@@ -156,14 +165,14 @@ struct Subs<'a> {
 }
 
 impl<'a> Subs<'a> {
-    fn parse(subs: &[&'a str], nodes: &[Node]) -> Result<Self, Error> {
+    fn parse(subs: &'a [impl AsRef<str>], nodes: &[Node]) -> Result<Self, Error> {
         let mut parsed = Self {
             everywhere: None,
             by_controller: Vec::new(),
         };
         for sub in subs {
-            match sub.split_once(':') {
-                None => parsed.everywhere = Some(sub),
+            match sub.as_ref().split_once(':') {
+                None => parsed.everywhere = Some(sub.as_ref()),
                 Some((controllers, path)) => {
                     parsed
                         .by_controller

@@ -107,7 +107,7 @@ fn create_v1(plan: &Plan, layout: &Layout, made: &mut Vec<PathBuf>) -> Result<Cg
         }
         fresh_devices |= fresh && node.has("devices");
         if node.has("cpuset") {
-            inherit_cpuset(&node.path, &hierarchy.mount, &plan.limits)?;
+            v1::fill_cpuset(&node.path, &hierarchy.mount, &plan.limits, fresh)?;
         }
         cgroup.v1.push(node);
     }
@@ -120,30 +120,6 @@ fn create_v1(plan: &Plan, layout: &Layout, made: &mut Vec<PathBuf>) -> Result<Cg
     }
     apply_v1(&cgroup, &plan.limits, &plan.rules, fresh_devices)?;
     Ok(cgroup)
-}
-
-/// A cpuset's own limits go before the inherited ones: with `cpu_exclusive` siblings the parent's would be refused.
-fn inherit_cpuset(path: &Path, top: &Path, limits: &Limits) -> Result<(), Error> {
-    if limits.cpus.is_empty() || limits.mems.is_empty() {
-        let (cpus, mems) = (limits.cpus.clone(), limits.mems.clone());
-        if let Some(parent) = path.parent() {
-            v1::inherit_cpuset(parent, top)?;
-        }
-        let asked = Limits {
-            cpus,
-            mems,
-            ..Limits::default()
-        };
-        let node = Node {
-            controllers: vec!["cpuset".into()],
-            path: path.to_owned(),
-        };
-        v1::apply(&[node], None, &asked)?;
-    } else if let Some(parent) = path.parent() {
-        v1::inherit_cpuset(parent, top)?;
-        return Ok(());
-    }
-    v1::inherit_cpuset(path, top)
 }
 
 fn apply_v1(cgroup: &Cgroup, limits: &Limits, rules: &[Rule], fresh_devices: bool) -> Result<(), Error> {
@@ -257,7 +233,7 @@ fn complete_v1(cgroup: &mut Cgroup, layout: &Layout, limits: &Limits, rules: &[R
                 .iter()
                 .find(|hierarchy| hierarchy.has("cpuset"))
                 .map(|hierarchy| &hierarchy.mount);
-            inherit_cpuset(&node.path, top.unwrap_or(&node.path), limits)?;
+            v1::fill_cpuset(&node.path, top.unwrap_or(&node.path), limits, false)?;
         }
         enter(&node.path, pid)?;
     }

@@ -116,6 +116,10 @@ fn kills(dir: &std::path::Path) -> Result<u64, Error> {
 
 impl OomEvents {
     /// Reads what made the descriptor ready, without blocking.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "an iterator would block or end; this does neither"
+    )]
     pub fn next(&mut self) -> Result<OomEvent, Error> {
         match &mut self.source {
             Source::V1 { event, dir, .. } => {

@@ -34,17 +34,18 @@ pub(super) fn is_frozen_v2(path: &Path) -> Result<bool, Error> {
 /// Freezes a v1 cgroup.
 ///
 /// The kernel gives no sign when v1's `FREEZING` becomes `FROZEN` (reading the state is what brings it about), and never
-/// gets there by itself if a process was forked or added meanwhile: then only writing again helps.
+/// gets there by itself if a process was forked or added meanwhile: then writing again helps, and now and then thawing.
+/// The processes have to run to freeze, so after some rounds that are as good as free it leaves them the processor.
 pub(super) fn freeze_v1(path: &Path) -> Result<(), Error> {
     let give_up = Instant::now() + PATIENCE;
     let mut result = Ok(());
     for round in 0u32.. {
         if Instant::now() > give_up {
             result = Err(Error::Unfreezable(path.to_owned()));
-        } else if round % 50 == 49 {
+        } else if round % 100 == 99 {
             // Lets a fork that is under way come to its end, then starts over.
             result = write(path, "freezer.state", "THAWED");
-            pause(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(10));
         }
         let state = result
             .and_then(|()| write(path, "freezer.state", "FROZEN"))
@@ -69,7 +70,7 @@ pub(super) fn freeze_v1(path: &Path) -> Result<(), Error> {
                 return Err(error);
             }
         }
-        rustix::thread::sched_yield();
+        pause(round);
     }
     Ok(())
 }
@@ -135,11 +136,13 @@ pub(super) fn wait_for_event(path: &Path, key: &str, value: u64, patience: Durat
     }
 }
 
-/// Gives others the processor where the kernel offers nothing to wait for.
-pub(super) fn pause(time: Duration) {
-    let timeout = PollTimeout::try_from(time).unwrap_or(PollTimeout::ZERO);
-    // Being woken early is as good.
-    poll(&mut [], timeout).ok();
+/// Gives others the processor where the kernel offers nothing to wait for; longer the longer it goes on, to 5 ms.
+pub(super) fn pause(round: u32) {
+    if round < 10 {
+        rustix::thread::sched_yield();
+    } else {
+        std::thread::sleep(Duration::from_micros(u64::from(round * 10).min(5000)));
+    }
 }
 
 fn write(path: &Path, name: &str, value: &str) -> Result<(), Error> {

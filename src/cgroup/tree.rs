@@ -199,12 +199,7 @@ pub(super) fn remove(path: &Path, unified: bool) -> Result<(), Error> {
         }
         if unified || !wait_for_exits(path, left)? {
             // No process to wait for: the kernel is still letting go of the last one, for which it has no sign.
-            let pause = Duration::from_millis(u64::from(round).min(20));
-            if pause.is_zero() {
-                rustix::thread::sched_yield()
-            } else {
-                freezer::pause(pause)
-            }
+            freezer::pause(round);
             round += 1;
         }
     }

@@ -52,6 +52,7 @@ pub(super) fn apply(nodes: &[Node], unified: Option<&Path>, limits: &Limits) -> 
     rdma(dir("rdma"), limits)
 }
 
+/// The CPUs and memory nodes that are asked for.
 fn cpuset(dir: Dir<'_>, limits: &Limits) -> Result<(), Error> {
     if !limits.cpus.is_empty() {
         dir.set("cpuset", "linux.resources.cpu.cpus", "cpuset.cpus", &limits.cpus)?;
@@ -62,24 +63,36 @@ fn cpuset(dir: Dir<'_>, limits: &Limits) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives a cpuset the CPUs and memory nodes of the one above where it has none: a v1 cpuset starts empty and takes no
-/// process in that state. `top` is the hierarchy's mount point.
-pub(super) fn inherit_cpuset(dir: &Path, top: &Path) -> Result<(), Error> {
-    for file in ["cpuset.cpus", "cpuset.mems"] {
-        inherit(dir, top, file)?;
+/// Gives the cpuset `dir` the CPUs and memory nodes that are asked for, or else those of the one above: a v1 cpuset
+/// starts empty and takes no process in that state. `top` is the hierarchy's mount point; `fresh`: `dir` is new.
+///
+/// What is asked for goes before what is inherited: beside an exclusive sibling the parent's own set would be refused.
+pub(super) fn fill_cpuset(dir: &Path, top: &Path, limits: &Limits, fresh: bool) -> Result<(), Error> {
+    let Some(above) = dir.parent().filter(|above| dir != top && above.starts_with(top)) else {
+        return Ok(());
+    };
+    for (file, asked) in [("cpuset.cpus", &limits.cpus), ("cpuset.mems", &limits.mems)] {
+        let value = inherit(above, top, file)?;
+        if asked.is_empty() && (fresh || Dir(dir).text(file)?.is_empty()) {
+            put_inherited(dir, file, value)?;
+        }
     }
-    Ok(())
+    cpuset(Dir(dir), limits)
 }
 
+/// The set in `file` of `dir`, which is filled from above if it is empty.
 fn inherit(dir: &Path, top: &Path, file: &str) -> Result<String, Error> {
     let own = Dir(dir).text(file)?;
-    let Some(above) = dir
+    match dir
         .parent()
         .filter(|above| own.is_empty() && dir != top && above.starts_with(top))
-    else {
-        return Ok(own);
-    };
-    let value = inherit(above, top, file)?;
+    {
+        Some(above) => put_inherited(dir, file, inherit(above, top, file)?),
+        None => Ok(own),
+    }
+}
+
+fn put_inherited(dir: &Path, file: &str, value: String) -> Result<String, Error> {
     let path = dir.join(file);
     match file::write(&path, &value) {
         Ok(()) => Ok(value),

@@ -93,9 +93,6 @@ pub enum ProcessError {
     /// Several paths, one without a controller.
     #[error("invalid --cgroup argument: {0} (missing <controller>: prefix)")]
     Prefix(String),
-    /// Several paths.
-    #[error("invalid --cgroup argument(s): {0} and {1}: all controllers must get the same sub-cgroup")]
-    Paths(String, String),
 }
 
 pub(super) fn run(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
@@ -108,6 +105,7 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
         ignore_paused: args.ignore_paused,
     })?;
     let config = container.config()?;
+    check_cgroups(&args.cgroup)?;
     let options = ExecOptions {
         process: args.process(&config)?,
         console_socket: absolute_option(args.console_socket)?,
@@ -115,7 +113,7 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
         pidfd_socket: absolute_option(args.pidfd_socket)?,
         detach: args.detach,
         preserve_fds: preserve_fds(args.preserve_fds)?,
-        cgroup: sub_cgroup(&args.cgroup)?,
+        cgroup: args.cgroup,
     };
     Ok(launch::exec(&globals.store, &container, &config, &options)?)
 }
@@ -209,16 +207,16 @@ fn with_capabilities(sets: Option<LinuxCapabilities>, names: &[String]) -> Linux
     sets
 }
 
-/// One path for all controllers, from `PATH` or `CONTROLLER[,CONTROLLER]:PATH`, possibly several times.
-fn sub_cgroup(args: &[String]) -> Result<Option<String>, ProcessError> {
+/// Refuses what runc refuses of `--cgroup`, in its words.
+fn check_cgroups(args: &[String]) -> Result<(), ProcessError> {
     let mut seen: Vec<&str> = Vec::new();
-    let mut path: Option<&str> = None;
     for arg in args {
-        let Some((controllers, this)) = arg.split_once(':') else {
-            if args.len() != 1 {
-                return Err(ProcessError::Prefix(arg.clone()));
-            }
-            return Ok(Some(arg.clone()));
+        let Some((controllers, _)) = arg.split_once(':') else {
+            return if args.len() == 1 {
+                Ok(())
+            } else {
+                Err(ProcessError::Prefix(arg.clone()))
+            };
         };
         for controller in controllers.split(',') {
             if controller.is_empty() {
@@ -229,12 +227,8 @@ fn sub_cgroup(args: &[String]) -> Result<Option<String>, ProcessError> {
             }
             seen.push(controller);
         }
-        match path {
-            Some(other) if other != this => return Err(ProcessError::Paths(other.into(), this.into())),
-            _ => path = Some(this),
-        }
     }
-    Ok(path.map(Into::into))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -316,16 +310,12 @@ mod tests {
 
     #[test]
     fn sub_cgroups() {
-        let parse = |args: &[&str]| sub_cgroup(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
-        assert_eq!(parse(&[]), Ok(None));
-        assert_eq!(parse(&["/sub"]), Ok(Some("/sub".into())));
-        assert_eq!(parse(&["cpu,cpuacct:/sub", "memory:/sub"]), Ok(Some("/sub".into())));
-        assert!(matches!(parse(&["/a", "/b"]), Err(ProcessError::Prefix(_))));
-        assert!(matches!(parse(&["cpu:/a", "cpu:/a"]), Err(ProcessError::Controller(_))));
-        assert!(matches!(parse(&[",cpu:/a"]), Err(ProcessError::NoController(_))));
-        assert!(matches!(
-            parse(&["cpu:/a", "memory:/b"]),
-            Err(ProcessError::Paths(_, _))
-        ));
+        let check = |args: &[&str]| check_cgroups(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&["/sub"]), Ok(()));
+        assert_eq!(check(&["cpu,cpuacct:/sub", "memory:/other"]), Ok(()));
+        assert!(matches!(check(&["/a", "/b"]), Err(ProcessError::Prefix(_))));
+        assert!(matches!(check(&["cpu:/a", "cpu:/a"]), Err(ProcessError::Controller(_))));
+        assert!(matches!(check(&[",cpu:/a"]), Err(ProcessError::NoController(_))));
     }
 }

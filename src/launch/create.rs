@@ -198,7 +198,7 @@ impl Spawning<'_> {
     ) -> Result<(Child, Channel, Vec<Message>), Error> {
         let sources = rootfs::open_sources(&mut plan.rootfs)?;
         let joins = enter::open(&plan.namespaces)?;
-        let entry = cgroup.birth(None)?;
+        let entry = cgroup.birth(&[])?;
         let attach = entry.by_pid;
         let makes_user = plan.namespaces.makes(Kind::User);
         // Nothing in the container may look for a network device before it is there.
@@ -224,6 +224,7 @@ impl Spawning<'_> {
             join_user: opened(Kind::User),
             join_pid: opened(Kind::Pid),
             new_user: makes_user,
+            in_user_namespace: plan.namespaces.has(Kind::User),
             time: plan
                 .namespaces
                 .makes(Kind::Time)

@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::namespace::Kind;
 use crate::process::{self, Filter};
 use crate::state::{Container, Store};
+use nix::unistd::Pid;
 use proa_executor::Hull;
 use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -43,7 +44,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         filter: filter.as_ref(),
         preserve,
     };
-    let (child, channel, early) = request.spawn(options.cgroup.as_deref(), offer.for_init.as_ref(), &mut newborn)?;
+    let (child, channel, early) = request.spawn(&options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = Attendant {
         record: &container.record,
         pid: child.pid,
@@ -73,15 +74,20 @@ struct Request<'a> {
 impl Request<'_> {
     fn spawn(
         &self,
-        sub_cgroup: Option<&str>,
+        sub_cgroups: &[String],
         console: Option<&OwnedFd>,
         newborn: &mut Newborn,
     ) -> Result<(Child, Channel, Vec<Message>), Error> {
         let record = &self.container.record;
         let image = image::open(self.hull())?;
-        let entry = self.container.cgroup()?.birth(sub_cgroup)?;
+        let cgroup = self.container.cgroup()?;
+        // An init that manages cgroups of its own has moved to one of those; runc goes there, too.
+        let entry = match sub_cgroups.is_empty() && cgroup.delegates()? {
+            true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
+            false => cgroup.birth(sub_cgroups)?,
+        };
         let pidfd = self.container.pidfd()?;
-        let (middle_kinds, kinds) = self.kinds();
+        let (cgroup_kind, kinds): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| *kind == Kind::Cgroup);
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
 
         let mut birth = Birth {
@@ -91,7 +97,11 @@ impl Request<'_> {
         birth
             .inherit
             .extend(number(&pidfd).into_iter().chain(console.map(AsRawFd::as_raw_fd)));
-        let mut middle = (!middle_kinds.is_empty()).then(Middle::default);
+        let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
+        let mut middle = needs_middle.then(|| Middle {
+            in_user_namespace: kinds.contains(&Kind::User),
+            ..Middle::default()
+        });
         let through = birth.enter(entry, middle.as_mut());
         let handover = Handover {
             middle,
@@ -100,7 +110,7 @@ impl Request<'_> {
                 pidfd: number(&pidfd),
                 pid: record.pid,
                 kinds,
-                middle_kinds,
+                cgroup: !cgroup_kind.is_empty(),
             }),
             enter_cgroup: through.files.clone(),
             new_cgroup_namespace: false,
@@ -145,14 +155,13 @@ impl Request<'_> {
         }
     }
 
-    /// The container's namespaces: those that the process in the middle joins, and the rest.
-    fn kinds(&self) -> (Vec<Kind>, Vec<Kind>) {
+    /// The container's namespaces.
+    fn kinds(&self) -> impl Iterator<Item = Kind> {
         let linux = self.config.spec.linux().as_ref();
         let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
         namespaces
             .into_iter()
             .flatten()
             .map(|namespace| Kind::from(namespace.typ()))
-            .partition(|kind| matches!(kind, Kind::User | Kind::Pid))
     }
 }

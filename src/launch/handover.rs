@@ -68,8 +68,12 @@ pub struct Middle {
     pub into_cgroup: Option<RawFd>,
     /// `cgroup.procs` for kernels without `CLONE_INTO_CGROUP`.
     pub into_fallback: Option<RawFd>,
+    /// Whether the cgroup may be refused.
+    pub optional: bool,
     /// Whether the child waits for `Go`.
     pub wait: bool,
+    /// Whether the child is in a user namespace, whose root it becomes.
+    pub in_user_namespace: bool,
 }
 
 /// The namespaces of a running container.
@@ -79,10 +83,10 @@ pub struct JoinProcess {
     pub pidfd: Option<RawFd>,
     /// Its pid, for kernels on which setns(2) takes no pidfd.
     pub pid: i32,
-    /// Which of them.
+    /// Which of them, but for the cgroup namespace.
     pub kinds: Vec<Kind>,
-    /// Joined by the process in the middle.
-    pub middle_kinds: Vec<Kind>,
+    /// Whether it has a cgroup namespace of its own, joined last: from inside it one can't be born in a cgroup.
+    pub cgroup: bool,
 }
 
 /// Why a handover failed.

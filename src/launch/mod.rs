@@ -70,8 +70,8 @@ pub struct ExecOptions {
     pub detach: bool,
     /// `--preserve-fds`.
     pub preserve_fds: u32,
-    /// `--cgroup`, a path below the container's cgroup.
-    pub cgroup: Option<String>,
+    /// `--cgroup`, each `[CONTROLLER,…:]PATH` below the container's cgroup.
+    pub cgroup: Vec<String>,
 }
 
 /// Why a container could not be launched.

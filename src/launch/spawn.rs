@@ -22,6 +22,8 @@ pub struct Birth {
     pub into_fallback: Option<OwnedFd>,
     /// Where to write `0` in any case.
     pub join: Vec<OwnedFd>,
+    /// Whether the cgroup may be refused: an unprivileged caller who asked for none.
+    pub optional: bool,
     /// Whether it waits for `Go` first.
     pub wait: bool,
     /// Descriptors that stay open over the execve(2), under the same numbers.
@@ -40,11 +42,17 @@ pub struct ThroughMiddle {
 impl Birth {
     /// Decides who enters the cgroup: the new process itself, or the child of `middle` if that is what it becomes.
     pub fn enter(&mut self, entry: cgroup::Birth, middle: Option<&mut Middle>) -> ThroughMiddle {
+        self.optional = entry.optional;
         let Some(middle) = middle else {
             (self.into_cgroup, self.into_fallback, self.join) = (entry.into, entry.into_fallback, entry.join);
             return ThroughMiddle::default();
         };
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
+        let entry = cgroup::Birth {
+            into: entry.into.map(harmless),
+            ..entry
+        };
+        middle.optional = entry.optional;
         (middle.into_cgroup, middle.into_fallback) = (number(&entry.into), number(&entry.into_fallback));
         let files: Vec<RawFd> = entry.join.iter().map(AsRawFd::as_raw_fd).collect();
         self.inherit.extend(
@@ -61,6 +69,18 @@ impl Birth {
     }
 }
 
+/// A cgroup directory from which nothing else can be reached: for a moment, the child of a process in the middle has it in
+/// a pid namespace with processes that may hold CAP_SYS_PTRACE and look at its descriptors (CVE-2016-9962). Where the
+/// mount can't be cloned (not privileged), the directory leads nowhere that those could write to.
+fn harmless(directory: OwnedFd) -> OwnedFd {
+    use rustix::mount::OpenTreeFlags;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    match rustix::mount::open_tree(&directory, "", flags) {
+        Ok(detached) if proa_sys::mount::set_read_only(detached.as_fd()).is_ok() => detached,
+        _ => directory,
+    }
+}
+
 /// Why there is no new process.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -73,7 +93,7 @@ pub enum Error {
         errno: Errno,
     },
     /// In the new process: its cgroup refused it.
-    #[error("write \"0\" to the cgroup's {0}")]
+    #[error("write \"0\" to the cgroup's tasks or cgroup.procs: {0}")]
     EnterCgroup(Errno),
     /// In the new process: its user namespace has no root.
     #[error(transparent)]
@@ -93,11 +113,7 @@ pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Re
         argv.push(CString::new(fd.to_string()).expect("a number has no null byte"));
     }
     let flags = birth.new.iter().fold(0, |flags, kind| flags | kind.flag());
-    let what = Clone {
-        flags,
-        into_cgroup: birth.into_cgroup.as_ref().map(AsFd::as_fd),
-    };
-    let side = proa_sys::clone::clone(&what).map_err(|errno| Error::Clone {
+    let side = clone_into(flags, birth.into_cgroup.as_ref(), birth.optional).map_err(|errno| Error::Clone {
         namespaces: birth.new.clone(),
         errno,
     })?;
@@ -123,9 +139,7 @@ fn become_init(
     in_cgroup: bool,
 ) -> Result<Infallible, Error> {
     let fallback = birth.into_fallback.iter().filter(|_| !in_cgroup);
-    for file in birth.join.iter().chain(fallback) {
-        enter_cgroup(file)?;
-    }
+    enter_cgroup(birth.join.iter().chain(fallback), birth.optional)?;
     if birth.wait && !init.wait_go()? {
         proa_sys::exec::exit_now(1);
     }
@@ -144,7 +158,33 @@ fn become_init(
     proa_sys::exec::execveat(image.program.as_fd(), argv, &image.env).map_err(Error::Exec)
 }
 
-/// Moves this process into the cgroup whose `tasks` or `cgroup.procs` is open as `file`.
-pub fn enter_cgroup(file: &OwnedFd) -> Result<(), Error> {
-    nix::unistd::write(file, b"0").map(drop).map_err(Error::EnterCgroup)
+/// Clones into a cgroup; where that is optional and not permitted, without.
+pub fn clone_into(flags: u64, cgroup: Option<&OwnedFd>, optional: bool) -> Result<Side, Errno> {
+    let mut what = Clone {
+        flags,
+        into_cgroup: cgroup.map(AsFd::as_fd),
+    };
+    match proa_sys::clone::clone(&what) {
+        Err(errno) if optional && cgroup.is_some() && is_refusal(errno) => {
+            what.into_cgroup = None;
+            proa_sys::clone::clone(&what)
+        }
+        other => other,
+    }
+}
+
+/// Moves this process into the cgroups whose `tasks` or `cgroup.procs` are open as `files`.
+pub fn enter_cgroup<'a>(files: impl Iterator<Item = &'a OwnedFd>, optional: bool) -> Result<(), Error> {
+    for file in files {
+        match nix::unistd::write(file, b"0") {
+            Ok(_) => {}
+            Err(errno) if optional && is_refusal(errno) => {}
+            Err(errno) => return Err(Error::EnterCgroup(errno)),
+        }
+    }
+    Ok(())
+}
+
+fn is_refusal(errno: Errno) -> bool {
+    matches!(errno, Errno::EACCES | Errno::EPERM | Errno::EROFS)
 }

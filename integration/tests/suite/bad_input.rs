@@ -314,7 +314,7 @@ fn root_directory_that_is_a_file(ctx: &Ctx) {
 fn root_directory_that_is_full(ctx: &Ctx) {
     let root = ctx.mkdir("full");
     ctx.tmpfs(&root, "size=8k,mode=755");
-    let _ = fs::write(root.join("ballast"), vec![0; 16384]);
+    fs::write(root.join("ballast"), vec![0; 16384]).expect_err("8 KiB hold no 16");
     with_root(ctx, &root).refused(&["no space left", "full"]).code(1);
     let left: Vec<_> = fs::read_dir(&root)
         .unwrap()

@@ -32,7 +32,7 @@ fn only_the_standard_streams_arrive(ctx: &Ctx) {
     assert_eq!(numbers(&container.stdout()), ["0", "1", "2"]);
 }
 
-fn with_open<'a>(script: &'a str) -> [&'a str; 4] {
+fn with_open(script: &str) -> [&str; 4] {
     ["sh", "-c", script, "sh"]
 }
 

@@ -3,10 +3,12 @@
 mod bad_input;
 mod cgroups;
 mod exec;
+mod fallbacks;
 mod fds;
 mod harness;
 mod hooks;
 mod lifecycle;
+mod managers;
 mod mounts;
 mod namespaces;
 mod netdev;
@@ -14,6 +16,7 @@ mod process;
 mod rootless;
 mod security;
 mod terminal;
+mod wasm;
 
 fn main() -> std::process::ExitCode {
     if std::env::var_os(harness::FAULTY).is_some() {
@@ -34,6 +37,9 @@ fn main() -> std::process::ExitCode {
         rootless::tests(),
         bad_input::tests(),
         security::tests(),
+        wasm::tests(),
+        fallbacks::tests(),
+        managers::tests(),
     ];
     proa_integration::main(all.into_iter().flatten().collect())
 }

@@ -23,7 +23,7 @@ tests! {
     user_namespace_gives_devices_to_mapped_root .once();
     user_namespace_has_all_capabilities_inside_only .once();
     user_namespace_with_another_process_user .once();
-    user_namespace_is_joined_by_path .once().since_runc(1, 2);
+    user_namespace_is_joined_by_path.since_runc(1, 2);
     user_namespace_without_maps_is_refused .once();
     maps_without_a_user_namespace_are_refused .once().since_runc(1, 2);
     time_namespace_offsets_apply .once().since_runc(1, 2);

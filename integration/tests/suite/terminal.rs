@@ -131,7 +131,7 @@ fn console_socket_that_nobody_listens_on_is_refused(ctx: &Ctx) {
 }
 
 /// Runs a program in the foreground of a terminal whose session it leads.
-fn foreground<'a>(ctx: &'a Ctx, args: &[&str]) -> (Terminal, proa_integration::ctx::Running) {
+fn foreground(ctx: &Ctx, args: &[&str]) -> (Terminal, proa_integration::ctx::Running) {
     let (terminal, slave) = Terminal::open();
     let running = ctx
         .call(args)

@@ -7,7 +7,7 @@ mod report;
 mod terminal;
 
 use super::channel::{self, Channel};
-use super::handover::{self, Handover};
+use super::handover::{self, Handover, JoinProcess};
 use super::{hooks, spawn};
 use crate::namespace::{self, Kind, enter};
 use crate::process::{self, Filter};
@@ -111,6 +111,9 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
         program,
         listener: None,
     });
+    if let Some(join) = &handover.join_process {
+        join_running(join, &handover, handler)?;
+    }
     if let Some(middle) = handover.middle.take() {
         middle::run(&middle, &handover, report)?;
     }
@@ -167,7 +170,13 @@ fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report
     }
     let console = handover.console.map(inherit).transpose()?;
     let Some(plan) = &handover.rootfs else {
-        return enter_running(handover, handler, console);
+        if let Some(join) = handover.join_process.as_ref().filter(|join| join.cgroup) {
+            join_kinds(join, &[Kind::Cgroup])?;
+        }
+        if let Some(socket) = console {
+            terminal::attach(rootfs::console_of_running()?, &socket, handover.process.console_size)?;
+        }
+        return Ok(());
     };
     let mounted = rootfs::mount_all(plan)?;
     if handover.parent_hooks {
@@ -182,26 +191,23 @@ fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report
     Ok(())
 }
 
-/// `exec`: joins what is there.
-fn enter_running(handover: &Handover, handler: &mut dyn Handler, console: Option<OwnedFd>) -> Result<(), Error> {
-    let Some(join) = &handover.join_process else {
-        return Ok(());
-    };
-    // The module and the engine are opened while the host's files are in sight.
+/// `exec`: the module and the engine are opened while the host's files are in sight, and then the host is left.
+fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handler) -> Result<(), Error> {
     let root = format!("/proc/{}/root", join.pid);
-    let root = rustix::fs::open(
-        &root,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )
-    .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
+    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+    let root = rustix::fs::open(&root, flags, rustix::fs::Mode::empty())
+        .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
     handler.prepare(&handover.process.guest, root.as_fd())?;
+    join_kinds(join, &join.kinds)
+}
+
+fn join_kinds(join: &JoinProcess, kinds: &[Kind]) -> Result<(), Error> {
     match join.pidfd {
-        Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds)?,
-        None => enter::join_process_each(join.pid, &join.kinds)?,
-    }
-    if let Some(socket) = console {
-        terminal::attach(rootfs::console_of_running()?, &socket, handover.process.console_size)?;
+        Some(fd) => {
+            let pidfd = proa_sys::fd::duplicate(fd).map_err(failed(format!("fcntl({fd}, F_DUPFD_CLOEXEC)")))?;
+            enter::join_process(pidfd.as_fd(), join.pid, kinds)?;
+        }
+        None => enter::join_process_each(join.pid, kinds)?,
     }
     Ok(())
 }
