@@ -9,7 +9,6 @@ use oci_spec::runtime::LinuxNetDevice;
 use proa_sys::net::rtnl::{Address, Socket};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -208,11 +207,9 @@ impl Found<'_> {
                 .add_address(index, address)
                 .map_err(on(format!("fail to set up address {address}")))?;
         }
-        let up = on(format!("fail to set up interface {}", self.name));
-        CString::new(self.name.as_str())
-            .map_err(|_| Errno::EINVAL)
-            .and_then(|name| proa_sys::net::set_up(&name))
-            .map_err(up)
+        inside
+            .set_up(index)
+            .map_err(on(format!("fail to set up interface {}", self.name)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The three requests of rtnetlink(7) that moving a network device takes, and netlink(7)'s encoding of them.
+//! The four requests of rtnetlink(7) that moving a network device takes, and netlink(7)'s encoding of them.
 
 use crate::{Errno, Result};
 use nix::sys::socket::{
@@ -73,6 +73,16 @@ fn move_link(index: u32, name: &str, namespace: i32) -> Vec<u8> {
         .attribute(libc::IFLA_IFNAME, &with_null)
         .attribute(libc::IFLA_NET_NS_FD, &namespace.to_ne_bytes())
         .finish()
+}
+
+fn bring_up(index: u32) -> Vec<u8> {
+    let up = (libc::IFF_UP as u32).to_ne_bytes();
+    let mut body = [0; LINK];
+    body[4..8].copy_from_slice(&index.to_ne_bytes());
+    // ifi_flags, and ifi_change: which of them count.
+    body[8..12].copy_from_slice(&up);
+    body[12..16].copy_from_slice(&up);
+    Request::new(libc::RTM_SETLINK, libc::NLM_F_ACK, &body).finish()
 }
 
 fn list_addresses() -> Vec<u8> {
@@ -208,6 +218,11 @@ impl Socket {
             .map(drop)
     }
 
+    /// Brings the device `index` up; its other flags (multicast, ARP, …) stay as they are, unlike with the ioctl.
+    pub fn set_up(&self, index: u32) -> Result<()> {
+        self.ask(&bring_up(index), |_| {}).map(drop)
+    }
+
     /// The permanent global addresses of the device `index`. EAGAIN if addresses change all the time.
     pub fn addresses(&self, index: u32) -> Result<Vec<Address>> {
         for _ in 0..ATTEMPTS {
@@ -283,6 +298,16 @@ mod tests {
             8, 0, 28, 0, 42, 0, 0, 0, // IFLA_NET_NS_FD
         ];
         assert_eq!(move_link(7, "eth0", 42), expected);
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn bringing_a_device_up_changes_no_other_flag() {
+        let expected = [
+            32, 0, 0, 0, 19, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, // nlmsghdr: RTM_SETLINK, REQUEST | ACK
+            0, 0, 0, 0, 7, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, // ifinfomsg: index 7, IFF_UP of IFF_UP
+        ];
+        assert_eq!(bring_up(7), expected);
     }
 
     #[test]
