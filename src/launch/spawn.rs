@@ -121,9 +121,7 @@ pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Re
         Side::Parent(child) => return Ok(child),
         Side::Child { in_cgroup } => in_cgroup,
     };
-    let error = match become_init(image, &argv, birth, init, plan, in_cgroup) {
-        Err(error) => error,
-    };
+    let Err(error) = become_init(image, &argv, birth, init, plan, in_cgroup);
     // Nobody is left to be told if this fails too: the parent then reports an init that ended without a word.
     drop(init.send(&Message::Failed(error.to_string())));
     proa_sys::exec::exit_now(1)

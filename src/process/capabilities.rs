@@ -102,7 +102,12 @@ impl Capabilities {
     /// ambient ones. For a guest that runs in this process, where no execve takes the rest away.
     pub(super) fn after_exec(&self) -> Self {
         let kept = self.ambient & self.permitted & self.inheritable;
-        Self { effective: kept, permitted: kept, ambient: kept, ..*self }
+        Self {
+            effective: kept,
+            permitted: kept,
+            ambient: kept,
+            ..*self
+        }
     }
 
     /// Makes these the process's effective, permitted, inheritable and ambient sets.

@@ -22,7 +22,7 @@ pub const SECCOMP_TSYNC_ESRCH: u64 = 1 << 4;
 /// Fails with `EACCES` if the thread has neither CAP_SYS_ADMIN nor no_new_privs, `EINVAL` for a flag or a program that the
 /// kernel doesn't know, `EBUSY` if a listener exists already, `ESRCH` if a thread could not be brought in line (seccomp(2)).
 pub fn seccomp_install(flags: u64, program: &[u8]) -> Result<Option<OwnedFd>> {
-    if program.is_empty() || program.len() % INSTRUCTION != 0 {
+    if program.is_empty() || !program.len().is_multiple_of(INSTRUCTION) {
         return Err(Errno::EINVAL);
     }
     let mut filter: Vec<libc::sock_filter> = program
