@@ -7,6 +7,7 @@ use super::{Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc};
 use proa_sys::Errno;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat};
 use rustix::mount::{MountAttrFlags as Attr, MountFlags as Flag};
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -101,9 +102,13 @@ impl Scene<'_> {
 /// A new mount of a file system.
 fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
     let Mount { options, source, .. } = scene.mount;
+    let made = Cell::new(false);
     let place = match name {
         "proc" | "sysfs" => ordinary_directory(scene, name)?,
-        _ => scene.place(|| Ok(Missing::Dir))?,
+        _ => scene.place(|| {
+            made.set(true);
+            Ok(Missing::Dir)
+        })?,
     };
     let mut flags = options.flags & !options::REMOUNT.bits();
     let mut data = options.data.clone();
@@ -111,7 +116,8 @@ fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
         // Devices, links and copied files still have to be put there.
         flags &= !Flag::RDONLY.bits();
     }
-    if name == "tmpfs" && !data.split(',').any(|option| option.starts_with("mode=")) {
+    // The mode of the directory that it hides; where there was none, as with runc, everybody may write: the kernel's default.
+    if name == "tmpfs" && !made.get() && !data.split(',').any(|option| option.starts_with("mode=")) {
         let stat = fstat(&place.fd).call(|| format!("fstat({:?})", place.real))?;
         data = join(&format!("mode={:04o}", stat.st_mode & 0o7777), &data);
     }
