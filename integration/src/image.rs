@@ -34,6 +34,10 @@ pub fn archive(dir: &Path, rootfs: &Path, name: &str, platform: (&str, &str), co
     }]});
     fs::write(layout.join("index.json"), index.to_string()).expect("index.json");
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).expect("oci-layout");
+    // Docker's own list, for a Docker that does not read layouts yet: the same files.
+    let path = |digest: &str| format!("blobs/{}", digest.replace(':', "/"));
+    let list = json!([{"Config": path(&image_digest), "RepoTags": [name], "Layers": [path(&layer_digest)]}]);
+    fs::write(layout.join("manifest.json"), list.to_string()).expect("manifest.json");
     let archive = dir.join("image.tar");
     tar(&layout, &archive);
     archive

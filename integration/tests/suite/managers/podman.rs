@@ -1,271 +1,35 @@
-//! The runtime under containerd and podman, each started by the test with directories and sockets of its own.
+//! podman with its monitor, configured by a `containers.conf` as the document shows it.
 
-use std::cell::Cell;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::Command;
 
-use proa_integration::bundle::make_rootfs;
+use proa_integration::console::Terminal;
 use proa_integration::ctx::eventually;
-use proa_integration::{Ctx, Kind, View, image, tests, wasm};
+use proa_integration::{Ctx, host, image, tests};
 use serde_json::json;
 
-const V1: &[View] = &[View::Hybrid];
+use super::{GUEST, IMAGE, NO_HYBRID, Said, V1, WASM, busybox, busybox_with_guest, documented, say};
 
 tests! {
-    containerd_runs_a_container .views(V1).seconds(120).not_for(NO_HYBRID);
-    containerd_execs_kills_and_measures .views(V1).seconds(120).not_for(NO_HYBRID);
-    containerd_sees_the_exit_status .views(V1).seconds(120).not_for(NO_HYBRID);
-    containerd_shows_why_a_container_did_not_start .views(V1).seconds(120).not_for(NO_HYBRID);
-    containerd_limits_pauses_and_resumes .views(V1).seconds(120).not_for(NO_HYBRID);
     podman_runs_a_container .views(V1).seconds(120).not_for(NO_HYBRID);
+    podman_runs_a_container_on_a_terminal .views(V1).seconds(120).not_for(NO_HYBRID);
+    podman_confines_and_limits .views(V1).seconds(120).not_for(NO_HYBRID);
     podman_execs_stops_and_removes .views(V1).seconds(120).not_for(NO_HYBRID);
-    podman_shows_logs_and_status .views(V1).seconds(120).not_for(NO_HYBRID);
-    containerd_runs_wasm .views(V1).seconds(120).only_proa();
-    podman_runs_wasm .views(V1).seconds(120).only_proa();
+    podman_shows_logs_status_and_health .views(V1).seconds(120).not_for(NO_HYBRID);
     podman_shows_why_a_container_did_not_start .views(V1).seconds(120).not_for(NO_HYBRID);
-}
-
-const NO_HYBRID: &[(Kind, &str)] = &[(Kind::Crun, "refuses a hybrid layout")];
-const IMAGE: &str = "example.test/busybox:latest";
-
-/// A busybox image for Linux, made in the test's directory; with `hello.wasm` when the test has made one there.
-fn busybox(ctx: &Ctx) -> PathBuf {
-    let dir = ctx.mkdir("image");
-    let rootfs = dir.join("rootfs");
-    make_rootfs(&rootfs, &ctx.probe);
-    if let Some(module) = ctx.dir.join("hello.wasm").canonicalize().ok().filter(|m| m.exists()) {
-        fs::copy(module, rootfs.join("hello.wasm")).unwrap();
-    }
-    let config = json!({"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"]});
-    image::archive(&dir, &rootfs, IMAGE, (image::architecture(), "linux"), &config)
-}
-
-/// What a foreign command said, both streams together, and its status.
-#[derive(Debug)]
-struct Said {
-    code: i32,
-    text: String,
-}
-
-impl Said {
-    #[track_caller]
-    fn ok(self) -> String {
-        assert_eq!(self.code, 0, "{}", self.text);
-        self.text
-    }
-}
-
-fn say(command: &mut Command, ctx: &Ctx) -> Said {
-    thread_local!(static COUNT: Cell<u32> = const { Cell::new(0) });
-    let n = COUNT.replace(COUNT.get() + 1);
-    let path = ctx.dir.join(format!("said{n}"));
-    let file = fs::File::create(&path).unwrap();
-    eprintln!("+ {command:?}");
-    // A file, not a pipe: shims and monitors keep it open. The deadline turns a hang into a failure with its output.
-    let status = command
-        .stdin(Stdio::null())
-        .stdout(file.try_clone().unwrap())
-        .stderr(file)
-        .status()
-        .unwrap();
-    let said = Said {
-        code: status.code().unwrap_or(-1),
-        text: fs::read_to_string(path).unwrap(),
-    };
-    if said.code != 0 {
-        eprintln!("  {said:?}");
-    }
-    said
-}
-
-struct Containerd<'a> {
-    ctx: &'a Ctx,
-    daemon: Child,
-    socket: PathBuf,
-    namespace: String,
-}
-
-fn containerd(ctx: &Ctx) -> Containerd<'_> {
-    ctx.tmpfs(Path::new("/run"), "mode=755");
-    let dir = ctx.mkdir("containerd");
-    let socket = dir.join("c.sock");
-    let config = format!(
-        "version = 2\nroot = \"{0}/root\"\nstate = \"{0}/state\"\n\
-         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.nri.v1.nri\", \"io.containerd.snapshotter.v1.btrfs\", \
-         \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.aufs\"]\n\
-         [grpc]\naddress = \"{1}\"\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{0}/opt\"\n",
-        dir.display(),
-        socket.display()
-    );
-    fs::write(dir.join("config.toml"), config).unwrap();
-    let log = fs::File::create(dir.join("log")).unwrap();
-    let daemon = Command::new("containerd")
-        .arg("--config")
-        .arg(dir.join("config.toml"))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .expect("containerd");
-    let namespace = ctx.cgroup_parent().trim_start_matches('/').to_owned();
-    let it = Containerd {
-        ctx,
-        daemon,
-        socket,
-        namespace,
-    };
-    eventually("containerd", || (it.ctr(&["version"]).code == 0).then_some(()));
-    it.ctr(&[
-        "images",
-        "import",
-        "--snapshotter",
-        "overlayfs",
-        busybox(ctx).to_str().unwrap(),
-    ])
-    .ok();
-    it
-}
-
-impl Containerd<'_> {
-    fn ctr(&self, args: &[&str]) -> Said {
-        let mut command = Command::new("timeout");
-        command
-            .args(["--kill-after=1", "30", "ctr", "--address"])
-            .arg(&self.socket)
-            .args(["--namespace", &self.namespace])
-            .args(args);
-        say(&mut command, self.ctx)
-    }
-
-    fn run(&self, flags: &[&str], id: &str, program: &[&str]) -> Said {
-        let root = self.ctx.dir.join("runc-root");
-        let mut args = vec![
-            "run",
-            "--runc-binary",
-            self.ctx.subject.path.to_str().unwrap(),
-            "--runc-root",
-            root.to_str().unwrap(),
-        ];
-        args.extend(flags);
-        args.extend([IMAGE, id]);
-        args.extend(program);
-        self.ctr(&args)
-    }
-
-    /// Ends the task and removes the container.
-    fn remove(&self, id: &str) {
-        self.ctr(&["task", "kill", "--signal", "KILL", id]);
-        eventually("the task's end", || {
-            self.ctr(&["task", "ls"]).text.contains("STOPPED").then_some(())
-        });
-        // Its status is the task's.
-        self.ctr(&["task", "rm", id]);
-        self.ctr(&["container", "rm", id]).ok();
-    }
-}
-
-impl Drop for Containerd<'_> {
-    fn drop(&mut self) {
-        self.daemon.kill().expect("containerd still runs");
-        self.daemon.wait().expect("containerd");
-    }
-}
-
-fn containerd_runs_a_container(ctx: &Ctx) {
-    let containerd = containerd(ctx);
-    let text = containerd
-        .run(
-            &["--rm"],
-            &ctx.id(),
-            &["sh", "-c", "echo hello $FROM_IMAGE $(hostname | wc -l)"],
-        )
-        .ok();
-    assert!(text.contains("hello yes"), "{text}");
-}
-
-fn containerd_sees_the_exit_status(ctx: &Ctx) {
-    let containerd = containerd(ctx);
-    let said = containerd.run(&["--rm"], &ctx.id(), &["sh", "-c", "exit 42"]);
-    assert_eq!(said.code, 42, "{said:?}");
-}
-
-fn containerd_execs_kills_and_measures(ctx: &Ctx) {
-    let containerd = containerd(ctx);
-    let id = ctx.id();
-    containerd.run(&["--detach"], &id, &["sleep", "1000"]).ok();
-    let text = containerd
-        .ctr(&[
-            "task",
-            "exec",
-            "--exec-id",
-            "e1",
-            &id,
-            "sh",
-            "-c",
-            "cat /proc/1/comm; echo $FROM_IMAGE",
-        ])
-        .ok();
-    assert_eq!(text, "sleep\nyes\n");
-    assert_eq!(
-        containerd
-            .ctr(&["task", "exec", "--exec-id", "e2", &id, "sh", "-c", "exit 9"])
-            .code,
-        9
-    );
-    let text = containerd.ctr(&["task", "metrics", &id]).ok();
-    assert!(
-        text.contains("memory.usage_in_bytes") && text.contains("pids.current"),
-        "{text}"
-    );
-    let text = containerd.ctr(&["task", "ls"]).ok();
-    assert!(
-        text.lines().any(|l| l.starts_with(&id) && l.contains("RUNNING")),
-        "{text}"
-    );
-    let text = containerd.ctr(&["task", "ps", &id]).ok();
-    assert!(text.lines().count() >= 2, "{text}");
-    containerd.ctr(&["task", "kill", "--signal", "KILL", &id]).ok();
-    eventually("STOPPED", || {
-        containerd.ctr(&["task", "ls"]).text.contains("STOPPED").then_some(())
-    });
-    containerd.remove(&id);
-}
-
-fn containerd_limits_pauses_and_resumes(ctx: &Ctx) {
-    let containerd = containerd(ctx);
-    let id = ctx.id();
-    containerd
-        .run(&["--detach", "--memory-limit", "33554432"], &id, &["sleep", "1000"])
-        .ok();
-    let group = ctx.cgroup_dir("memory", &format!("{}/{id}", ctx.cgroup_parent()));
-    assert_eq!(
-        fs::read_to_string(group.join("memory.limit_in_bytes")).unwrap().trim(),
-        "33554432"
-    );
-    containerd.ctr(&["task", "pause", &id]).ok();
-    assert!(containerd.ctr(&["task", "ls"]).ok().contains("PAUSED"));
-    containerd.ctr(&["task", "resume", &id]).ok();
-    assert!(containerd.ctr(&["task", "ls"]).ok().contains("RUNNING"));
-    containerd.remove(&id);
-}
-
-fn containerd_shows_why_a_container_did_not_start(ctx: &Ctx) {
-    // The shim reads the reason from the runtime's JSON log.
-    let containerd = containerd(ctx);
-    let said = containerd.run(&["--rm"], &ctx.id(), &["no-such-program"]);
-    assert_ne!(said.code, 0);
-    assert!(
-        said.text.contains("no-such-program") && said.text.contains("not found"),
-        "{said:?}"
-    );
+    podman_runs_wasm .views(V1).seconds(120).only_proa();
+    podman_execs_and_stops_wasm .views(V1).seconds(120).only_proa();
+    podman_runs_an_image_for_wasi .views(V1).seconds(120).only_proa();
+    podman_shows_why_wasm_did_not_start .views(V1).seconds(120).only_proa();
 }
 
 struct Podman<'a> {
     ctx: &'a Ctx,
 }
 
-fn podman(ctx: &Ctx) -> Podman<'_> {
+fn podman<'a>(ctx: &'a Ctx, image: &Path) -> Podman<'a> {
     ctx.tmpfs(Path::new("/run"), "mode=755");
     let dir = ctx.mkdir("podman");
     fs::write(
@@ -281,65 +45,79 @@ fn podman(ctx: &Ctx) -> Podman<'_> {
         ),
     )
     .unwrap();
-    fs::write(
-        dir.join("containers.conf"),
-        "[engine]\nevents_logger = \"file\"\ncgroup_manager = \"cgroupfs\"\n[containers]\nlog_driver = \"k8s-file\"\n",
-    )
-    .unwrap();
+    let config = documented(ctx, "podman", "toml");
+    let more =
+        "[engine]\nevents_logger = \"file\"\ncgroup_manager = \"cgroupfs\"\n[containers]\nlog_driver = \"k8s-file\"\n";
+    fs::write(dir.join("containers.conf"), format!("{more}{config}")).unwrap();
     let it = Podman { ctx };
-    it.call(&[
-        "load",
-        "--signature-policy",
-        dir.join("policy.json").to_str().unwrap(),
-        "--input",
-        busybox(ctx).to_str().unwrap(),
-    ])
-    .ok();
+    it.load(image);
     it
 }
 
 impl Podman<'_> {
-    fn call(&self, args: &[&str]) -> Said {
+    fn load(&self, image: &Path) {
+        let policy = self.ctx.dir.join("podman/policy.json");
+        let [policy, image] = [policy.to_str().unwrap(), image.to_str().unwrap()];
+        self.call(&["load", "--signature-policy", policy, "--input", image])
+            .ok();
+    }
+
+    fn command(&self, runtime: &str, args: &[&str]) -> Command {
         let dir = self.ctx.dir.join("podman");
         let mut command = Command::new("timeout");
         command
-            .args(["--kill-after=1", "30", "podman", "--log-level=error", "--runtime"])
-            .arg(&self.ctx.subject.path);
-        command
-            .arg("--root")
+            .args(["--foreground", "--kill-after=1", "30", "podman", "--log-level=error"])
+            .args([
+                "--runtime",
+                runtime,
+                "--storage-driver",
+                "vfs",
+                "--cgroup-manager",
+                "cgroupfs",
+                "--root",
+            ])
             .arg(dir.join("graph"))
             .arg("--runroot")
             .arg(dir.join("run"))
             .arg("--tmpdir")
-            .arg(dir.join("tmp"));
-        command
-            .args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"])
-            .args(args);
-        command
+            .arg(dir.join("tmp"))
+            .args(args)
             .env("CONTAINERS_STORAGE_CONF", dir.join("storage.conf"))
-            .env("CONTAINERS_CONF", dir.join("containers.conf"));
-        command
+            .env("CONTAINERS_CONF", dir.join("containers.conf"))
             .env("HOME", &dir)
             .env("XDG_RUNTIME_DIR", "/run")
             .env("TMPDIR", &self.ctx.dir);
-        say(&mut command, self.ctx)
+        command
     }
 
-    fn run(&self, flags: &[&str], program: &[&str]) -> Said {
-        let parent = self.ctx.cgroup_parent();
+    fn call(&self, args: &[&str]) -> Said {
+        say(&mut self.command("proa", args), self.ctx)
+    }
+
+    fn run_args<'s>(parent: &'s str, flags: &[&'s str], image: &'s str, program: &[&'s str]) -> Vec<&'s str> {
         let mut args = vec![
             "run",
             "--network",
             "none",
             "--cgroup-parent",
-            &parent,
+            parent,
             "--ulimit",
             "host",
         ];
         args.extend(flags);
-        args.push(IMAGE);
+        args.push(image);
         args.extend(program);
-        self.call(&args)
+        args
+    }
+
+    fn run(&self, flags: &[&str], program: &[&str]) -> Said {
+        self.call(&Self::run_args(&self.ctx.cgroup_parent(), flags, IMAGE, program))
+    }
+
+    /// The status and the exit status, as `inspect` has them.
+    fn ended(&self, name: &str) -> String {
+        self.call(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", name])
+            .ok()
     }
 }
 
@@ -347,16 +125,20 @@ impl Drop for Podman<'_> {
     fn drop(&mut self) {
         self.call(&["rm", "--all", "--force", "--time", "0"]);
         // The monitor's own group below the parent, which podman leaves.
-        for group in proa_integration::host::cgroups_with(self.ctx.cgroup_parent().trim_start_matches('/')) {
+        for group in host::cgroups_with(self.ctx.cgroup_parent().trim_start_matches('/')) {
             if group.ends_with("conmon") {
-                eventually("the monitor's end", || fs::remove_dir(&group).ok());
+                eventually("the monitor's end", || match fs::remove_dir(&group) {
+                    Err(e) if e.kind() != ErrorKind::NotFound => None,
+                    // Another monitor's cleaning up came first.
+                    _ => Some(()),
+                });
             }
         }
     }
 }
 
 fn podman_runs_a_container(ctx: &Ctx) {
-    let podman = podman(ctx);
+    let podman = podman(ctx, &busybox(ctx));
     let text = podman
         .run(
             &["--rm", "--hostname", "under-podman"],
@@ -368,7 +150,7 @@ fn podman_runs_a_container(ctx: &Ctx) {
 }
 
 fn podman_execs_stops_and_removes(ctx: &Ctx) {
-    let podman = podman(ctx);
+    let podman = podman(ctx, &busybox(ctx));
     podman
         .run(
             &["--detach", "--name", "it", "--memory", "64m"],
@@ -387,12 +169,7 @@ fn podman_execs_stops_and_removes(ctx: &Ctx) {
     );
     assert_eq!(podman.call(&["exec", "it", "sh", "-c", "exit 9"]).code, 9);
     podman.call(&["stop", "--time", "5", "it"]).ok();
-    assert_eq!(
-        podman
-            .call(&["inspect", "--format", "{{.State.Status}} {{.State.ExitCode}}", "it"])
-            .ok(),
-        "exited 3\n"
-    );
+    assert_eq!(podman.ended("it"), "exited 3\n");
     podman.call(&["start", "it"]).ok();
     podman.call(&["pause", "it"]).ok();
     podman.call(&["unpause", "it"]).ok();
@@ -402,44 +179,222 @@ fn podman_execs_stops_and_removes(ctx: &Ctx) {
     assert_eq!(podman.call(&["ps", "--all", "--quiet"]).ok(), "");
 }
 
-fn podman_shows_logs_and_status(ctx: &Ctx) {
-    let podman = podman(ctx);
+fn podman_shows_logs_status_and_health(ctx: &Ctx) {
+    let podman = podman(ctx, &busybox(ctx));
+    let script = "echo to stdout; echo to stderr >&2; exit 5";
     podman
         .run(
-            &["--detach", "--name", "it"],
-            &["sh", "-c", "echo to stdout; echo to stderr >&2; exit 5"],
+            &["--detach", "--name", "it", "--annotation", "a.b/c=d"],
+            &["sh", "-c", script],
         )
         .ok();
     assert_eq!(podman.call(&["wait", "it"]).ok(), "5\n");
     let text = podman.call(&["logs", "it"]).ok();
     assert!(text.contains("to stdout\n") && text.contains("to stderr\n"), "{text}");
+    assert_eq!(podman.ended("it"), "exited 5\n");
+    let text = podman
+        .call(&["inspect", "--format", "{{json .Config.Annotations}}", "it"])
+        .ok();
+    assert!(text.contains("\"a.b/c\":\"d\""), "{text}");
+
+    let flags = [
+        "--detach",
+        "--name",
+        "ill",
+        "--health-cmd",
+        "test -e /well",
+        "--health-interval",
+        "disable",
+    ];
+    podman.run(&flags, &["sleep", "1000"]).ok();
+    podman.call(&["healthcheck", "run", "ill"]).code(1);
+    podman.call(&["exec", "ill", "touch", "/well"]).ok();
+    podman.call(&["healthcheck", "run", "ill"]).ok();
+    let text = podman
+        .call(&["stats", "--no-stream", "--format", "{{.PIDs}}", "ill"])
+        .ok();
+    assert_eq!(text, "1\n");
+    let text = podman.call(&["top", "ill", "comm"]).ok();
+    assert!(text.contains("sleep"), "{text}");
+}
+
+fn podman_runs_a_container_on_a_terminal(ctx: &Ctx) {
+    let podman = podman(ctx, &busybox(ctx));
+    let parent = ctx.cgroup_parent();
+    let args = Podman::run_args(&parent, &["--rm", "--interactive", "--tty", "--init"], IMAGE, &["sh"]);
+    let (mut terminal, slave) = Terminal::open();
+    let mut command = podman.command("proa", &args);
+    let again = || slave.try_clone().unwrap();
+    let mut child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    drop((slave, command));
+    terminal.expect("# ");
+    terminal.type_in("tty; stty rows 33 cols 99; stty size; echo $$; cat /proc/1/comm; exit 9\n");
+    let text = terminal.rest();
+    assert_eq!(child.wait().unwrap().code(), Some(9), "{text}");
+    assert!(text.contains("/dev/pts/0") && text.contains("33 99"), "{text}");
+    // Not the shell but the init that podman puts in front.
+    assert!(!text.contains("\r\n1\r\n"), "{text}");
+}
+
+fn podman_confines_and_limits(ctx: &Ctx) {
+    let podman = podman(ctx, &busybox(ctx));
+    let volume = ctx.mkdir("volume");
+    fs::write(volume.join("file"), "of the host\n").unwrap();
+    let [read, write] = ["ro", "rw"].map(|mode| format!("{}:/{mode}:{mode}", volume.display()));
+    let flags = [
+        "--rm",
+        "--name",
+        "it",
+        "--user",
+        "1000:1000",
+        "--read-only",
+        "--cap-drop",
+        "all",
+        "--volume",
+        &read,
+        "--volume",
+        &write,
+        "--memory",
+        "64m",
+        "--pids-limit",
+        "50",
+        "--cpus",
+        "0.5",
+        "--workdir",
+        "/tmp",
+        "--tmpfs",
+        "/scratch:size=1m",
+        "--security-opt",
+        "no-new-privileges",
+        "--device",
+        "/dev/null:/dev/another",
+        "--sysctl",
+        "kernel.msgmax=4096",
+    ];
+    let script = "id -u; pwd; touch /no 2>&1; touch /ro/no 2>&1; touch /tmp/yes /scratch/yes && cat /ro/file; \
+        grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; cat /proc/sys/kernel/msgmax; echo x >/dev/another; \
+        cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes pids/pids.max cpu/cpu.cfs_quota_us";
+    let text = podman.run(&flags, &["sh", "-c", script]).ok();
+    let expected = "1000\n/tmp\ntouch: /no: Read-only file system\ntouch: /ro/no: Read-only file system\nof the host\n\
+        CapBnd:\t0000000000000000\n";
+    assert!(
+        text.starts_with("1000\n/tmp\ntouch: /no: Read-only file system\n"),
+        "{text}"
+    );
+    for line in expected
+        .lines()
+        .chain(["NoNewPrivs:\t1", "Seccomp:\t2", "4096", "67108864", "50", "50000"])
+    {
+        assert!(text.lines().any(|l| l == line), "no {line:?} in {text}");
+    }
 }
 
 fn podman_shows_why_a_container_did_not_start(ctx: &Ctx) {
-    let podman = podman(ctx);
+    let podman = podman(ctx, &busybox(ctx));
     let said = podman.run(&["--rm"], &["no-such-program"]);
     assert_eq!(said.code, 127, "{said:?}");
-    assert!(said.text.contains("no-such-program"), "{said:?}");
+    said.refused(&["no-such-program"]);
     let said = podman.run(&["--rm"], &["/etc/passwd"]);
     assert_eq!(said.code, 126, "{said:?}");
-}
-
-const HELLO: &str =
-    "#include <stdio.h>\nint main(int argc, char **argv) { printf(\"wasm %s\\n\", argv[argc - 1]); return argc; }\n";
-const WASM: &[&str] = &["--annotation", "run.oci.handler=wasm"];
-
-fn containerd_runs_wasm(ctx: &Ctx) {
-    wasm::compile(&ctx.dir, "hello", HELLO, &[]);
-    let containerd = containerd(ctx);
-    let said = containerd.run(&[&["--rm"], WASM].concat(), &ctx.id(), &["/hello.wasm", "one", "two"]);
-    assert_eq!(said.code, 3, "{said:?}");
-    assert!(said.text.contains("wasm two"), "{said:?}");
+    podman.run(&["--detach", "--name", "it"], &["sleep", "1000"]).ok();
+    assert_eq!(podman.call(&["exec", "it", "no-such-program"]).code, 127);
+    assert_eq!(podman.call(&["exec", "it", "/etc/passwd"]).code, 126);
 }
 
 fn podman_runs_wasm(ctx: &Ctx) {
-    wasm::compile(&ctx.dir, "hello", HELLO, &[]);
-    let podman = podman(ctx);
-    let said = podman.run(&[&["--rm"], WASM].concat(), &["/hello.wasm", "one", "two"]);
-    assert_eq!(said.code, 3, "{said:?}");
-    assert!(said.text.contains("wasm two"), "{said:?}");
+    let podman = podman(ctx, &busybox_with_guest(ctx));
+    let text = podman
+        .run(&[&["--rm"], WASM].concat(), &["/guest.wasm", "one", "two"])
+        .code(3);
+    assert!(text.contains("wasm two"), "{text}");
+    let parent = ctx.cgroup_parent();
+    // No annotation but the other name.
+    let args = Podman::run_args(&parent, &["--rm"], IMAGE, &["/guest.wasm", "by name"]);
+    let text = say(&mut podman.command("proa-wasm", &args), ctx).code(2);
+    assert!(text.contains("wasm by name"), "{text}");
+
+    let flags = [&["--rm", "--interactive", "--tty"], WASM].concat();
+    let args = Podman::run_args(&parent, &flags, IMAGE, &["/guest.wasm", "ask"]);
+    let (mut terminal, slave) = Terminal::open();
+    let mut command = podman.command("proa", &args);
+    let again = || slave.try_clone().unwrap();
+    let mut child = command.stdin(again()).stdout(again()).stderr(again()).spawn().unwrap();
+    drop((slave, command));
+    terminal.expect("terminal: yes");
+    terminal.type_in("the answer\n");
+    let text = terminal.rest();
+    assert_eq!(child.wait().unwrap().code(), Some(7), "{text}");
+    assert!(text.contains("heard the answer"), "{text}");
+}
+
+fn podman_execs_and_stops_wasm(ctx: &Ctx) {
+    let podman = podman(ctx, &busybox_with_guest(ctx));
+    let flags = [
+        &[
+            "--detach",
+            "--name",
+            "it",
+            "--memory",
+            "128m",
+            "--read-only",
+            "--user",
+            "1000",
+        ],
+        WASM,
+    ]
+    .concat();
+    podman.run(&flags, &["/guest.wasm", "loop"]).ok();
+    assert_eq!(
+        podman.call(&["exec", "it", "sh", "-c", "id -u; echo $FROM_IMAGE"]).ok(),
+        "1000\nyes\n"
+    );
+    let text = podman.call(&["exec", "it", "/guest.wasm", "again"]).code(2);
+    assert!(text.contains("wasm again\n"), "{text}");
+    eventually("the log", || {
+        podman.call(&["logs", "it"]).text.contains("ready").then_some(())
+    });
+    podman.call(&["pause", "it"]).ok();
+    podman.call(&["unpause", "it"]).ok();
+    podman.call(&["stop", "--time", "10", "it"]).ok();
+    assert_eq!(podman.ended("it"), "exited 143\n");
+    podman.call(&["start", "it"]).ok();
+    podman.call(&["kill", "--signal", "INT", "it"]).ok();
+    assert_eq!(podman.call(&["wait", "it"]).ok(), "130\n");
+    podman.call(&["rm", "it"]).ok();
+}
+
+fn podman_runs_an_image_for_wasi(ctx: &Ctx) {
+    let podman = podman(ctx, &busybox(ctx));
+    let dir = ctx.mkdir("wasi");
+    let rootfs = ctx.mkdir("wasi/rootfs");
+    let module = proa_integration::wasm::compile(&dir, "guest", GUEST, &[]);
+    fs::copy(module, rootfs.join("guest.wasm")).unwrap();
+    let name = "example.test/guest:latest";
+    let config = json!({"Entrypoint": ["/guest.wasm"]});
+    podman.load(&image::archive(&dir, &rootfs, name, ("wasm", "wasi"), &config));
+    let parent = ctx.cgroup_parent();
+    let flags = ["--rm", "--platform", "wasi/wasm", "--pull", "never"];
+    let args = Podman::run_args(&parent, &flags, name, &["from an image"]);
+    let text = say(&mut podman.command("proa-wasm", &args), ctx).code(2);
+    assert!(text.contains("wasm from an image"), "{text}");
+}
+
+fn podman_shows_why_wasm_did_not_start(ctx: &Ctx) {
+    let podman = podman(ctx, &busybox_with_guest(ctx));
+    let flags = [&["--rm"], WASM].concat();
+    podman
+        .run(&flags, &["/component.wasm"])
+        .refused(&["/component.wasm", "component"]);
+    podman.run(&flags, &["/absent.wasm"]).refused(&["/absent.wasm"]);
+    // The monitor hands no environment on, so what can be missing is the init.
+    let alone = ctx.mkdir("alone").join("proa");
+    fs::copy(&ctx.subject.path, &alone).unwrap();
+    let parent = ctx.cgroup_parent();
+    let args = Podman::run_args(&parent, &flags, IMAGE, &["/guest.wasm"]);
+    let said = say(&mut podman.command(alone.to_str().unwrap(), &args), ctx);
+    said.refused(&[
+        "proa-wasmedge",
+        "isn't installed",
+        alone.parent().unwrap().to_str().unwrap(),
+    ]);
 }
