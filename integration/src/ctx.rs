@@ -79,7 +79,12 @@ impl Ctx {
         let n = self.next();
         let dir = self.dir.join(format!("bundle{n}"));
         fs::create_dir(&dir).expect("bundle directory");
-        Bundle::new(&dir, &format!("{}/b{n}", self.cgroup_parent()), self.view, &self.probe)
+        let cgroup = if self.view.has_systemd() {
+            format!("machine.slice:proa:{}b{n}", self.tag)
+        } else {
+            format!("{}/b{n}", self.cgroup_parent())
+        };
+        Bundle::new(&dir, &cgroup, self.view, &self.probe)
     }
 
     /// A new directory.
@@ -106,6 +111,9 @@ impl Ctx {
         let log = self.dir.join(format!("log{}", self.count.get()));
         let mut all: Vec<OsString> = vec!["--root".into(), self.root.clone().into(), "--log".into(), log.into()];
         all.extend(["--log-format".into(), "json".into()]);
+        if self.view.has_systemd() {
+            all.push("--systemd-cgroup".into());
+        }
         all.extend(args.iter().map(|a| a.as_ref().to_owned()));
         self.bare_call(&all)
     }
@@ -197,7 +205,19 @@ impl Ctx {
         }
     }
 
-    /// State and mounts left in the test's namespace.
+    /// `systemctl ARGS`, which must succeed; what it prints.
+    #[track_caller]
+    pub fn systemctl(&self, args: &[&str]) -> String {
+        let out = Command::new("systemctl")
+            .arg("--no-pager")
+            .args(args)
+            .output()
+            .expect("systemctl");
+        assert!(out.status.success(), "systemctl {args:?}: {out:?}");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// State and mounts left in the test's namespace; with systemd cgroups and units as well.
     pub fn leaks(&self) -> Vec<String> {
         let mut left: Vec<String> = fs::read_dir(&self.root)
             .into_iter()
@@ -214,6 +234,21 @@ impl Ctx {
                 Some(at) => drop(expected.swap_remove(at)),
                 None => left.push(format!("mount {mount}")),
             }
+        }
+        if self.view.has_systemd() {
+            left.extend(
+                host::cgroups_with(&self.tag)
+                    .iter()
+                    .map(|g| format!("cgroup {}", g.display())),
+            );
+            let units = self.systemctl(&[
+                "list-units",
+                "--all",
+                "--plain",
+                "--no-legend",
+                &format!("*{}*", self.tag),
+            ]);
+            left.extend(units.lines().map(|unit| format!("unit {unit}")));
         }
         left
     }
