@@ -63,7 +63,7 @@ impl Ctx {
         format!("/proa-test-{}", self.tag)
     }
 
-    /// The directories of that cgroup path in the hierarchies of `controller` (v1) or the cgroup2 mount.
+    /// The directory of a cgroup path, as config.json writes it, in the hierarchy of `controller` (v1) or the cgroup2 mount.
     pub fn cgroup_dir(&self, controller: &str, path: &str) -> PathBuf {
         let base = Path::new("/sys/fs/cgroup");
         let base = if self.view.has_v1() {
@@ -71,7 +71,12 @@ impl Ctx {
         } else {
             base.to_owned()
         };
-        base.join(path.trim_start_matches('/'))
+        match path.split(':').collect::<Vec<_>>()[..] {
+            [slice, prefix, name] if self.view.has_systemd() => {
+                base.join(slice_path(slice)).join(format!("{prefix}-{name}.scope"))
+            }
+            _ => base.join(path.trim_start_matches('/')),
+        }
     }
 
     /// A new bundle whose container runs `true`.
@@ -252,6 +257,13 @@ impl Ctx {
         }
         left
     }
+}
+
+/// A slice's cgroup, from the top: `a-b.slice` lies in `a.slice`. Without a name it is the system's.
+fn slice_path(slice: &str) -> PathBuf {
+    let name = slice.strip_suffix(".slice").unwrap_or("system");
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+    ends.map(|end| format!("{}.slice", &name[..end])).collect()
 }
 
 /// Waits for something that another process does; gives up, loudly, after ten seconds.
@@ -480,7 +492,7 @@ pub struct Container<'a> {
     ctx: &'a Ctx,
     /// Its id.
     pub id: String,
-    /// Its cgroup path as config.json has it.
+    /// Its cgroup path as config.json has it: `slice:prefix:name` with systemd.
     pub cgroup: String,
     stdio: Option<(PathBuf, PathBuf)>,
     gone: Cell<bool>,

@@ -124,7 +124,11 @@ pub fn boot(tag: &str, view: View) -> Result<ExitCode, String> {
         .arg(format!("--unit={SERVICE}"))
         // What it takes for a reason to leave the machine's clock, console and sysctls alone.
         .env("container", "proa-test")
-        .env("SYSTEMD_UNIT_PATH", &units)
+        // Transient units, too, are found only where it looks.
+        .env(
+            "SYSTEMD_UNIT_PATH",
+            format!("{}:/run/systemd/transient:/run/systemd/system.control", units.display()),
+        )
         .env("SYSTEMD_GENERATOR_PATH", &units)
         .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
