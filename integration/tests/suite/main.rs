@@ -15,6 +15,7 @@ mod netdev;
 mod process;
 mod rootless;
 mod security;
+mod systemd;
 mod terminal;
 mod wasm;
 
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         rootless::tests(),
         bad_input::tests(),
         security::tests(),
+        systemd::tests(),
         wasm::tests(),
         fallbacks::tests(),
         managers::tests(),
