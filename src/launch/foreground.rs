@@ -5,9 +5,8 @@ use super::{CreateOptions, Error, RunOptions, start};
 use crate::state::{self, Store};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::termios::{OptionalActions, Termios};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,22 +61,16 @@ impl Signals {
     /// that process unblocks them for itself.
     pub fn take() -> Result<Self, Error> {
         let all = SigSet::all();
-        let failed = |call: &str| {
-            let call = call.to_owned();
-            move |errno| Error::Call { call, errno }
-        };
-        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None).map_err(failed("sigprocmask(SIG_SETMASK, all)"))?;
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&all), None).map_err(Error::call("sigprocmask(SIG_SETMASK, all)"))?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-        Ok(Self(SignalFd::with_flags(&all, flags).map_err(failed("signalfd"))?))
+        Ok(Self(
+            SignalFd::with_flags(&all, flags).map_err(Error::call("signalfd"))?,
+        ))
     }
 }
 
 /// Waits for `pid`, a child of this process, and returns its exit status, or 128 and the signal that ended it.
 pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<u8, Error> {
-    let failed = |call: &str| {
-        let call = call.to_owned();
-        move |errno| Error::Call { call, errno }
-    };
     let mut terminal = master.map(Terminal::new).transpose()?;
     // It may have ended before its SIGCHLD could be read.
     let mut status = reap(pid)?;
@@ -88,24 +81,15 @@ pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<
         }
         match poll(&mut interests, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(failed("poll")(errno)),
+            Err(errno) => return Err(Error::call("poll")(errno)),
         }
         if let Some(terminal) = &mut terminal {
             terminal.copy();
         }
-        while let Some(info) = signals.0.read_signal().map_err(failed("read of the signalfd"))? {
-            match Signal::try_from(info.ssi_signo as i32) {
-                // Ends may come faster than they are read: a later one must not hide that of `pid`.
-                Ok(Signal::SIGCHLD) => status = reap(pid)?.or(status),
-                Ok(Signal::SIGWINCH) if terminal.is_some() => {
-                    if let Some(terminal) = &terminal {
-                        terminal.resize();
-                    }
-                }
-                // Ours: a reader of our output is gone, or our own terminal stopped us.
-                Ok(Signal::SIGPIPE | Signal::SIGTTIN | Signal::SIGTTOU) => {}
-                // A real-time signal has no name in nix, but goes the same way.
-                _ => forward(pid, info.ssi_signo as i32),
+        while let Some(info) = signals.0.read_signal().map_err(Error::call("read of the signalfd"))? {
+            match info.ssi_signo as i32 {
+                libc::SIGCHLD => status = status.or(reap(pid)?),
+                signal => deliver(pid, signal, terminal.as_ref()),
             }
         }
     }
@@ -116,12 +100,18 @@ pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<
     Ok(status.unwrap_or(255))
 }
 
-/// ESRCH: it just ended; SIGCHLD follows. Whatever else is wrong (a rootless container's process may have become somebody
-/// else), the container goes on, and so does whoever waits for it.
-fn forward(pid: Pid, signal: i32) {
-    match proa_sys::signal::kill(pid.as_raw(), signal) {
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(errno) => tracing::warn!("kill({pid}, {signal}): {errno}"),
+/// Passes a signal that this process got on to the container's.
+fn deliver(pid: Pid, signal: i32, terminal: Option<&Terminal>) {
+    match (signal, terminal) {
+        (libc::SIGWINCH, Some(terminal)) => terminal.resize(),
+        // Ours: a reader of our output is gone, or we may not use our own terminal just now.
+        (libc::SIGPIPE | libc::SIGTTIN | libc::SIGTTOU, _) => {}
+        _ => match proa_sys::signal::kill(pid.as_raw(), signal) {
+            // ESRCH: it just ended; SIGCHLD follows.
+            Ok(()) | Err(Errno::ESRCH) => {}
+            // A rootless container's process may have become somebody else; it goes on, and so does who waits for it.
+            Err(errno) => tracing::warn!("kill({pid}, {signal}): {errno}"),
+        },
     }
 }
 
@@ -129,16 +119,20 @@ fn forward(pid: Pid, signal: i32) {
 fn reap(pid: Pid) -> Result<Option<u8>, Error> {
     let mut status = None;
     loop {
-        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(ended, code)) if ended == pid => status = Some(code as u8),
-            Ok(WaitStatus::Signaled(ended, signal, _)) if ended == pid => status = Some(128 + signal as i32 as u8),
-            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(status),
-            Ok(_) | Err(Errno::EINTR) => {}
+        // Not nix's: its type has no room for the real-time signals.
+        match rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+            Ok(Some((ended, how))) if ended.as_raw_nonzero().get() == pid.as_raw() => {
+                let code = how
+                    .exit_status()
+                    .or(how.terminating_signal().map(|signal| 128 + signal));
+                status = status.or(code.map(|code| code as u8));
+            }
+            Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+            Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(status),
             Err(errno) => {
-                return Err(Error::Call {
-                    call: "waitpid(-1, WNOHANG)".into(),
-                    errno,
-                });
+                return Err(Error::call("waitpid(-1, WNOHANG)")(Errno::from_raw(
+                    errno.raw_os_error(),
+                )));
             }
         }
     }

@@ -16,6 +16,7 @@ mod netdev;
 mod process;
 mod rootless;
 mod security;
+mod systemd;
 mod terminal;
 mod wasm;
 
@@ -39,6 +40,7 @@ fn main() -> std::process::ExitCode {
         rootless::tests(),
         bad_input::tests(),
         security::tests(),
+        systemd::tests(),
         wasm::tests(),
         fallbacks::tests(),
         managers::tests(),
