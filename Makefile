@@ -17,7 +17,7 @@ build: setup-build
 	@mkdir -p $(BIN)
 	$(STATIC) RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --target $(HOST) --bin proa
 	install -m 755 target/$(HOST)/release/proa $(BIN)/proa
-	$(CARGO) build --release --locked --features engine --bin proa-wasmedge
+	$(STATIC) $(CARGO) build --release --locked --features engine --bin proa-wasmedge
 	install -m 755 target/release/proa-wasmedge $(BIN)/proa-wasmedge
 
 demo: setup-demo build
@@ -30,11 +30,14 @@ check:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then $(CARGO) fmt --all --check; else echo 'rustfmt is not installed: skipped'; fi
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then $(CARGO) clippy --locked --workspace --all-targets --features engine -- -D warnings; else echo 'clippy is not installed: skipped'; fi
 
-unit:
-	$(CARGO) test --locked
+# The executor's tests run on every engine that is set up.
+unit: setup-engines
+	$(CARGO) test --locked --workspace --exclude proa-integration
+	$(CARGO) test --locked --package proa-executor --features engine
 
 # Wasm with the older engine first, then everything with the one that set-up chose.
-integration:
+integration: setup-engines
+	@integration/fixtures/wasm/build && integration/fixtures/wasm/fetch
 	@older=$$(ENGINE_SUITE=stable scripts/setup-engine | tail -n 1) && echo "Wasm with the engine in $$older" && \
 	PROA_ENGINE_DIR=$$older $(CARGO) test --locked --quiet --package proa-integration --test suite -- wasm
 	$(CARGO) test --locked --quiet --package proa-integration --test suite
@@ -45,6 +48,11 @@ bench: setup-bench build
 install: build
 	install -D -m 755 $(BIN)/proa $(DESTDIR)$(PREFIX)/bin/proa
 	install -D -m 755 $(BIN)/proa-wasmedge $(DESTDIR)$(PREFIX)/bin/proa-wasmedge
+	@if [ -d target/engine/current ]; then \
+		echo "the engine of target/engine goes to $(DESTDIR)$(PREFIX)/lib/proa/engine"; \
+		mkdir -p $(DESTDIR)$(PREFIX)/lib/proa/engine; \
+		cp -R target/engine/current/. $(DESTDIR)$(PREFIX)/lib/proa/engine/; \
+	fi
 
 # Everything that any of the targets needs; setup-build, setup-demo, setup-test and setup-bench only for that one.
 setup: setup-all
@@ -52,6 +60,12 @@ setup: setup-all
 .PHONY: setup-all setup-build setup-demo setup-test setup-bench
 setup-all setup-build setup-demo setup-test setup-bench: setup-%:
 	@scripts/setup $*
+
+# The engine that set-up chooses, and Debian stable's: both run the tests.
+.PHONY: setup-engines
+setup-engines:
+	@scripts/setup-engine >/dev/null
+	@ENGINE_SUITE=stable scripts/setup-engine >/dev/null
 
 clean:
 	$(CARGO) clean

@@ -190,8 +190,39 @@ fn private_dev() -> Result<(), String> {
     Ok(())
 }
 
+/// A tmpfs of the test's own over the host's, with the same hierarchies: crun, for one, makes directories for v1 controllers
+/// that are not mounted, and they would stay on the host.
+fn private_cgroup_top() -> Result<(), String> {
+    let (top, copy) = (Path::new("/sys/fs/cgroup"), Path::new("/dev/cgroup"));
+    if !host::mounts().iter().any(|at| Path::new(at).parent() == Some(top)) {
+        return Ok(());
+    }
+    fs::create_dir(copy).map_err(|e| format!("{}: {e}", copy.display()))?;
+    tmpfs(copy, "mode=755")?;
+    for entry in fs::read_dir(top)
+        .map_err(|e| format!("{}: {e}", top.display()))?
+        .flatten()
+    {
+        let (from, to) = (entry.path(), copy.join(entry.file_name()));
+        let failed = |e: String| format!("{}: {e}", from.display());
+        if let Ok(target) = fs::read_link(&from) {
+            symlink(target, &to).map_err(|e| failed(e.to_string()))?;
+        } else if host::mounts().iter().any(|at| Path::new(at) == from) {
+            fs::create_dir(&to).map_err(|e| failed(e.to_string()))?;
+            mount(Some(&from), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                .map_err(|e| failed(format!("bind: {e}")))?;
+        }
+    }
+    mount(Some(copy), top, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .map_err(|e| format!("move {} to {}: {e}", copy.display(), top.display()))?;
+    fs::remove_dir(copy).map_err(|e| format!("{}: {e}", copy.display()))
+}
+
 fn cgroup_view(view: View) -> Result<(), String> {
     let unified = Path::new("/sys/fs/cgroup/unified");
+    if view != View::V2 {
+        private_cgroup_top()?;
+    }
     match view {
         // Its pid 1 sees to it.
         View::Systemd | View::SystemdV2 => Ok(()),

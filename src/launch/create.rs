@@ -104,7 +104,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 
     let mut making = Making::default();
     let reservation = making.reservation.insert(store.reserve(&options.id)?);
-    let mut record = parent::record(&plan, &host);
+    let mut record = parent::record(&plan, &host)?;
     let cgroup = making.cgroup.insert(Cgroup::create(&plan.cgroup)?);
     record.cgroup = cgroup.save();
     reservation.save_config(&config)?;
@@ -124,6 +124,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         start: socket.as_ref(),
         preserve,
         filter: filter.as_ref(),
+        lock: reservation.lock_number(),
     };
     let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
     // Init has its own copy by now; only it may answer.
@@ -144,8 +145,9 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     attendant.until_created(&channel, early, &plan.process, || {
         run_parent_hooks(&plan.hooks, &record, &mut making.poststop)
     })?;
-    record.created = crate::logging::timestamp();
-    reservation.save(&record)?;
+    if start == StartBy::Socket {
+        reservation.save_created(&mut record)?;
+    }
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
     Ok(Created {
         record,
@@ -158,8 +160,8 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 }
 
 impl Created {
-    /// Tells init to execute the program, and learns how that went.
-    pub fn start(&self) -> Result<(), Error> {
+    /// Tells init to execute the program, and learns how that went. Only then may others do with the container as they like.
+    pub fn start(&mut self) -> Result<(), Error> {
         self.channel.send(&Message::Start)?;
         Attendant {
             record: &self.record,
@@ -167,7 +169,11 @@ impl Created {
             listener: parent::listener(&self.config),
             status: "creating",
         }
-        .until_running(&self.channel)
+        .until_running(&self.channel)?;
+        if let Some(reservation) = &self.making.reservation {
+            reservation.save_created(&mut self.record)?;
+        }
+        Ok(())
     }
 
     /// Leaves the container to itself: from now on nothing is undone.
@@ -183,6 +189,7 @@ struct Spawning<'a> {
     start: Option<&'a OwnedFd>,
     preserve: u32,
     filter: Option<&'a Filter>,
+    lock: Option<RawFd>,
 }
 
 impl Spawning<'_> {
@@ -245,6 +252,7 @@ impl Spawning<'_> {
         let handover = self.handover(plan, record, middle, through.files.clone(), &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
+        birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
         let child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));

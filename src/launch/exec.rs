@@ -130,6 +130,7 @@ impl Request<'_> {
         let has_middle = handover.middle.is_some();
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
+        birth.abandon = vec![channel.as_raw_fd()];
         let mut early = Vec::new();
         let mut child = spawn::spawn(&image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);

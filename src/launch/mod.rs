@@ -160,6 +160,13 @@ pub enum Error {
 }
 
 impl Error {
+    fn call(call: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> Self {
+        move |errno| Self::Call {
+            call: call.into(),
+            errno,
+        }
+    }
+
     fn path(call: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Path { call, path, source }

@@ -63,11 +63,12 @@ pub fn resolve(config: &crate::config::Config, host: &Host, options: &CreateOpti
 }
 
 /// What is known of the container before it exists.
-pub fn record(plan: &Plan, host: &Host) -> Record {
-    Record {
+pub fn record(plan: &Plan, host: &Host) -> Result<Record, Error> {
+    Ok(Record {
         oci_version: plan.oci_version.clone(),
         id: plan.id.clone(),
         pid: 0,
+        creator: Some(state::Creator::this_process()?),
         start_time: 0,
         bundle: plan.bundle.clone(),
         rootfs: plan.rootfs.root().to_path_buf(),
@@ -77,7 +78,7 @@ pub fn record(plan: &Plan, host: &Host) -> Record {
         cgroup: Default::default(),
         hull: plan.hull,
         terminal: plan.process.terminal,
-    }
+    })
 }
 
 /// The compiled seccomp filter; compiled ones are kept beside the containers' states.

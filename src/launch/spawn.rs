@@ -28,6 +28,9 @@ pub struct Birth {
     pub wait: bool,
     /// Descriptors that stay open over the execve(2), under the same numbers.
     pub inherit: Vec<RawFd>,
+    /// What the new process, a copy of this one, must not keep open: the lock of the container, which its creator's death has
+    /// to release, and the creator's end of the channel, whose end of file tells of it.
+    pub abandon: Vec<RawFd>,
 }
 
 /// The way into the cgroup that a process in the middle's child takes.
@@ -121,9 +124,7 @@ pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Re
         Side::Parent(child) => return Ok(child),
         Side::Child { in_cgroup } => in_cgroup,
     };
-    let error = match become_init(image, &argv, birth, init, plan, in_cgroup) {
-        Err(error) => error,
-    };
+    let Err(error) = become_init(image, &argv, birth, init, plan, in_cgroup);
     // Nobody is left to be told if this fails too: the parent then reports an init that ended without a word.
     drop(init.send(&Message::Failed(error.to_string())));
     proa_sys::exec::exit_now(1)
@@ -138,6 +139,9 @@ fn become_init(
     plan: &OwnedFd,
     in_cgroup: bool,
 ) -> Result<Infallible, Error> {
+    for fd in &birth.abandon {
+        proa_sys::fd::abandon(*fd);
+    }
     let fallback = birth.into_fallback.iter().filter(|_| !in_cgroup);
     enter_cgroup(birth.join.iter().chain(fallback), birth.optional)?;
     if birth.wait && !init.wait_go()? {

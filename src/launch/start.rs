@@ -16,10 +16,10 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
     let container = store.open(id)?;
     container.require(Action::Start)?;
     let config = container.config()?;
-    let path = || container.dir().join(crate::state::START_SOCKET);
-    let socket = container
-        .connect_start(SockFlag::empty())
-        .map_err(|errno| Error::path("connect", path())(errno.into()))?;
+    let socket = container.connect_start(SockFlag::empty()).map_err(|errno| {
+        let path = container.dir().join(crate::state::START_SOCKET);
+        Error::path("connect", path)(errno.into())
+    })?;
     let channel = Channel::from(socket);
     channel.send(&Message::Start)?;
     match channel.receive()? {
@@ -39,7 +39,7 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
     .until_running(&channel)?;
     poststart(&config, &container.record)?;
     // Nobody listens there any more: later status checks need not even try.
-    std::fs::remove_file(path()).map_err(Error::path("unlink", path()))
+    Ok(container.remove_start()?)
 }
 
 /// The `poststart` hooks. As with runc, the container is killed if one fails.

@@ -1,17 +1,14 @@
 //! `linux.netDevices`: network devices of the host that are given to the container's network namespace. They are not taken
 //! back: the kernel returns physical ones when the namespace ends (config-linux.md#network-devices).
 
-pub mod rtnl;
-
 use super::{Error, Kind, enter};
 use nix::errno::Errno;
 use nix::net::if_::{if_nameindex, if_nametoindex};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxNetDevice;
-use rtnl::{Address, Socket};
+use proa_sys::net::rtnl::{Address, Socket};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -210,11 +207,9 @@ impl Found<'_> {
                 .add_address(index, address)
                 .map_err(on(format!("fail to set up address {address}")))?;
         }
-        let up = on(format!("fail to set up interface {}", self.name));
-        CString::new(self.name.as_str())
-            .map_err(|_| Errno::EINVAL)
-            .and_then(|name| proa_sys::net::set_up(&name))
-            .map_err(up)
+        inside
+            .set_up(index)
+            .map_err(on(format!("fail to set up interface {}", self.name)))
     }
 }
 

@@ -98,6 +98,18 @@ impl Capabilities {
         Ok(())
     }
 
+    /// What the process of an unprivileged user has after execve(2) of a file without capabilities (capabilities(7)): the
+    /// ambient ones. For a guest that runs in this process, where no execve takes the rest away.
+    pub(super) fn after_exec(&self) -> Self {
+        let kept = self.ambient & self.permitted & self.inheritable;
+        Self {
+            effective: kept,
+            permitted: kept,
+            ambient: kept,
+            ..*self
+        }
+    }
+
     /// Makes these the process's effective, permitted, inheritable and ambient sets.
     pub(super) fn apply(&self) -> Result<(), Error> {
         let sets = CapabilitySets {

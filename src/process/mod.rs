@@ -278,7 +278,10 @@ pub fn confine(plan: &mut Plan, filter: Option<&Filter>, native: bool) -> Result
         }
         _ => None,
     };
-    capabilities.apply()?;
+    match native || plan.user.uid == 0 {
+        true => capabilities.apply()?,
+        false => capabilities.after_exec().apply()?,
+    }
     if plan.user.uid != 0 {
         credentials::forget_keeping()?;
     }

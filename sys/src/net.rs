@@ -1,12 +1,14 @@
 //! Network devices: netdevice(7).
 
+pub mod rtnl;
+
 use crate::{Errno, Result};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use std::ffi::CStr;
 use std::os::fd::AsRawFd;
 
-/// Sets `IFF_UP` on the device `name` of this process's network namespace. ENODEV if there is none, ENAMETOOLONG if the
-/// name has over 15 bytes.
+/// Gives the device `name` of this process's network namespace the flags `IFF_UP` and no other: good for `lo`. ENODEV if there
+/// is none, ENAMETOOLONG if the name has over 15 bytes.
 pub fn set_up(name: &CStr) -> Result<()> {
     let bytes = name.to_bytes();
     if bytes.len() >= libc::IFNAMSIZ {

@@ -3,6 +3,7 @@
 mod bad_input;
 mod cgroups;
 mod exec;
+mod failures;
 mod fallbacks;
 mod fds;
 mod harness;
@@ -34,6 +35,7 @@ fn main() -> std::process::ExitCode {
         terminal::tests(),
         fds::tests(),
         exec::tests(),
+        failures::tests(),
         cgroups::tests(),
         rootless::tests(),
         bad_input::tests(),

@@ -17,7 +17,7 @@ tests! {
     permanent_global_addresses_go_along .once().since_runc(1, 4).not_for(&[
         CRUN, (Kind::Runc, "loses those of IPv6, and peers, as it takes the device down first")]);
     addresses_of_another_kind_stay_behind .once().since_runc(1, 4).not_for(&[CRUN]);
-    mac_address_and_mtu_go_along .once().since_runc(1, 4);
+    mac_address_mtu_and_flags_go_along .once().since_runc(1, 4);
     a_device_moves_into_a_joined_namespace_and_outlives_the_container .once().since_runc(1, 4);
     a_device_moves_into_a_namespace_of_a_user_namespace .once().since_runc(1, 4);
     a_device_is_there_with_a_joined_pid_namespace .once().since_runc(1, 4);
@@ -137,15 +137,15 @@ fn addresses_of_another_kind_stay_behind(ctx: &Ctx) {
     assert_eq!(inside, "");
 }
 
-fn mac_address_and_mtu_go_along(ctx: &Ctx) {
+fn mac_address_mtu_and_flags_go_along(ctx: &Ctx) {
     veth("v0", "v1");
     ip("link set v0 address 02:11:22:33:44:55");
     ip("link set v0 mtu 1389");
+    ip("link set v0 arp off");
     let inside = ip_inside(ctx, "link show dev v0", |b| b);
-    assert!(
-        inside.contains("link/ether 02:11:22:33:44:55") && inside.contains("mtu 1389"),
-        "{inside}"
-    );
+    for what in ["link/ether 02:11:22:33:44:55", "mtu 1389", "MULTICAST", "NOARP"] {
+        assert!(inside.contains(what), "{what}: {inside}");
+    }
 }
 
 fn a_device_moves_into_a_joined_namespace_and_outlives_the_container(ctx: &Ctx) {
