@@ -996,7 +996,7 @@ fn events_have_runcs_shape(ctx: &Ctx) {
     let runc = runc.iter().find(|p| p.exists()).expect("runc, which containerd needs");
     let shapes = [&ctx.subject.path, runc].map(|program| {
         let bundle = ctx.bundle();
-        bundle.sh("head -c 1000000 /dev/zero > /dev/shm/x; echo up; sleep 1000");
+        bundle.sh("head -c 1000000 /dev/zero > /dev/shm/x; touch /dev/shm/done; sleep 1000");
         if ctx.view.has_v1() {
             bundle.set("/linux/resources/memory", json!({"limit": 67_108_864}));
         }
@@ -1006,6 +1006,9 @@ fn events_have_runcs_shape(ctx: &Ctx) {
             ctx.bare_call(&all).program(program).output()
         };
         call(&["run", "--detach", "--bundle", bundle.dir.to_str().unwrap(), &id]).ok();
+        eventually("something to count", || {
+            (call(&["exec", &id, "test", "-e", "/dev/shm/done"]).code == 0).then_some(())
+        });
         let event = call(&["events", "--stats", &id]).ok().json();
         call(&["delete", "--force", &id]).ok();
         let mut all = std::collections::BTreeSet::new();
