@@ -83,6 +83,9 @@ struct Mount {
     idmap: Option<Idmap>,
     /// The detached mount that [`open_sources`] made.
     opened: Option<RawFd>,
+    /// `MOUNT_ATTR_*` of the source, if the container has a user namespace: what the kernel would not let that one take off,
+    /// had it made the mount itself.
+    locked: Option<u32>,
 }
 
 /// What is mounted.

@@ -24,6 +24,10 @@ pub fn open_sources(plan: &mut Plan) -> Result<Vec<OwnedFd>, Error> {
         if mount.kind != Kind::Bind || !(userns || mount.idmap.is_some()) {
             continue;
         }
+        // What the mounts before this one put there is only seen by init. (With a user namespace it may not map ids.)
+        if mount.source.starts_with(&plan.root) && !(userns && mount.idmap.is_some()) {
+            continue;
+        }
         let field = format!("mounts[{}]", mount.index);
         let what = mount.source.display().to_string();
         let destination = mount.destination.clone();
@@ -33,13 +37,20 @@ pub fn open_sources(plan: &mut Plan) -> Result<Vec<OwnedFd>, Error> {
             destination,
             cause: Box::new(cause),
         })?;
-        mount.opened = tree.as_ref().map(AsRawFd::as_raw_fd);
-        opened.extend(tree);
+        let Some(tree) = tree else { continue };
+        if userns {
+            let flags = tree::flags_of(tree.as_fd()).call(|| format!("fstatvfs({:?})", mount.source))?;
+            mount.locked = Some(flags);
+        }
+        fcntl_setfd(&tree, FdFlags::empty()).call(|| "fcntl(F_SETFD, 0)")?;
+        mount.opened = Some(tree.as_raw_fd());
+        opened.push(tree);
     }
     Ok(opened)
 }
 
-fn open(mount: &mut Mount, keep_shared: bool) -> Result<Option<OwnedFd>, Error> {
+/// A detached copy of the source, with the mount's id map. `None` if it can be had only by mount(2).
+pub(super) fn open(mount: &Mount, keep_shared: bool) -> Result<Option<OwnedFd>, Error> {
     let source = &mount.source;
     let recursive = mount.options.has(Flag::REC);
     let from = Source::Path {
@@ -68,7 +79,6 @@ fn open(mount: &mut Mount, keep_shared: bool) -> Result<Option<OwnedFd>, Error> 
     if let Some(idmap) = &mount.idmap {
         map(&tree, mount, idmap)?;
     }
-    fcntl_setfd(&tree, FdFlags::empty()).call(|| "fcntl(F_SETFD, 0)")?;
     Ok(Some(tree))
 }
 
