@@ -107,6 +107,8 @@ struct Idmap {
     maps: Option<(String, String)>,
     /// The user namespace to take the map from.
     path: Option<PathBuf>,
+    /// The user namespace that [`open_sources`] made.
+    opened: Option<RawFd>,
 }
 
 type Id = u32;

@@ -281,12 +281,12 @@ fn flags(tree: BorrowedFd<'_>, mount: &Mount) -> Result<(), Error> {
     } else {
         plain & !set
     };
+    let lockable = plain & !Attr::MOUNT_ATTR_NOSYMFOLLOW.bits();
     let change = Change {
         set,
-        clear: clear & !mount.locked.unwrap_or(0) | (modes & !(set & Attr::MOUNT_ATTR_NODIRATIME.bits())),
+        clear: clear & !(mount.locked.unwrap_or(0) & lockable) | (modes & !(set & Attr::MOUNT_ATTR_NODIRATIME.bits())),
         recursive: false,
     };
-    let lockable = plain & !Attr::MOUNT_ATTR_NOSYMFOLLOW.bits();
     let forbidden = |locked| named & locked & lockable != 0 || (set ^ locked) & modes != 0;
     if mount.locked.is_some_and(forbidden) {
         return Err(Errno::EPERM).call(|| format!("mount_setattr({:?}, {change:x?})", mount.destination));

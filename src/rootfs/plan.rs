@@ -310,6 +310,7 @@ fn idmap(
                     recursive,
                     maps: None,
                     path: Some(path.into()),
+                    opened: None,
                 }));
             }
             Some(None) => {
@@ -339,6 +340,7 @@ fn idmap(
         recursive,
         maps: Some((text(&uids), text(&gids))),
         path: None,
+        opened: None,
     }))
 }
 
