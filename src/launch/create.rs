@@ -81,7 +81,7 @@ impl Drop for Making {
         if let Some((hooks, record)) = self.poststop.take() {
             let state = hooks::state(&record, "stopped", 0);
             complaints.extend(
-                hooks::run_all("poststop", &hooks, &state)
+                hooks::run_all("poststop", &hooks, &state, None)
                     .err()
                     .map(|error| error.to_string()),
             );
@@ -314,6 +314,7 @@ impl Spawning<'_> {
             console: self.console.map(AsRawFd::as_raw_fd),
             start_socket: self.start.map(AsRawFd::as_raw_fd),
             preserve: self.preserve,
+            debug: crate::logging::debug(),
         }
     }
 }
@@ -324,11 +325,17 @@ fn run_parent_hooks(hooks: &Hooks, record: &Record, poststop: &mut Option<(Vec<H
     // From here on the container has been seen by others: poststop hooks follow even if it fails.
     *poststop = Some((hooks.poststop().clone().unwrap_or_default(), record.clone()));
     let state = hooks::state(record, "creating", record.pid);
-    hooks::run_all("prestart", hooks.prestart().as_deref().unwrap_or_default(), &state)?;
+    hooks::run_all(
+        "prestart",
+        hooks.prestart().as_deref().unwrap_or_default(),
+        &state,
+        None,
+    )?;
     hooks::run_all(
         "createRuntime",
         hooks.create_runtime().as_deref().unwrap_or_default(),
         &state,
+        None,
     )?;
     Ok(())
 }
