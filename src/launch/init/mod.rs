@@ -129,17 +129,22 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     handler.check(&handover.process.guest)?;
 
     // An agent gets its listener while the container is created, as with runc; every other filter comes last.
-    let notifies = filter.as_ref().is_some_and(|filter| filter.program.notify);
-    if notifies {
+    let mut sealed = filter.as_ref().is_some_and(|filter| filter.program.notify);
+    if sealed {
         seal(&handover, filter.as_ref(), native, report)?;
     }
     report.created(handover.start_socket)?;
+    if !sealed && !handover.start_container.is_empty() {
+        // These hooks are programs of the image: they must not be able to do more than its entrypoint.
+        seal(&handover, filter.as_ref(), native, report)?;
+        sealed = true;
+    }
     run_hooks("startContainer", &handover.start_container, &handover, "created")?;
     default_signals()?;
     for fd in 3..3 + handover.preserve as RawFd {
         proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))?;
     }
-    if !notifies {
+    if !sealed {
         seal(&handover, filter.as_ref(), native, report)?;
     }
     Err(handler.run(&handover.process.guest, &mut || report.started()).into())

@@ -95,8 +95,12 @@ impl Report {
             .0
             .as_ref()
             .is_some_and(|channel| channel.send(&Message::Failed(error.to_string())).is_ok());
-        if !told {
-            eprintln!("proa: {error}");
+        // A parent that is gone is the parent's to explain. One write(2): it may be killing this process just now.
+        if !told && !matches!(error, Error::Orphaned) {
+            use std::io::Write;
+            let line = format!("proa: {error}\n");
+            // There is nobody left to tell that this failed, too.
+            std::io::stderr().write_all(line.as_bytes()).ok();
         }
     }
 }
