@@ -371,12 +371,22 @@ fn podman_runs_an_image_for_wasi(ctx: &Ctx) {
     fs::copy(module, rootfs.join("guest.wasm")).unwrap();
     let name = "example.test/guest:latest";
     let config = json!({"Entrypoint": ["/guest.wasm"]});
-    podman.load(&image::archive(&dir, &rootfs, name, ("wasm", "wasi"), &config));
+    let annotations = json!({"module.wasm.image/variant": "compat"});
+    let archive = image::annotated(&dir, &rootfs, name, ("wasm", "wasi"), &config, &annotations);
+    let policy = ctx.dir.join("podman/policy.json");
+    let archive = format!("oci-archive:{}", archive.display());
+    let [policy, platform] = [policy.to_str().unwrap(), "wasi/wasm"];
+    podman
+        .call(&["pull", "--platform", platform, "--signature-policy", policy, &archive])
+        .ok();
     let parent = ctx.cgroup_parent();
-    let flags = ["--rm", "--platform", "wasi/wasm", "--pull", "never"];
+    let flags = ["--rm", "--platform", platform, "--pull", "never"];
     let args = Podman::run_args(&parent, &flags, name, &["from an image"]);
-    let text = say(&mut podman.command("proa-wasm", &args), ctx).code(2);
-    assert!(text.contains("wasm from an image"), "{text}");
+    // By the name, and by the annotation of the image, which podman hands on.
+    for runtime in ["proa-wasm", "proa"] {
+        let text = say(&mut podman.command(runtime, &args), ctx).code(2);
+        assert!(text.contains("wasm from an image"), "{text}");
+    }
 }
 
 fn podman_shows_why_wasm_did_not_start(ctx: &Ctx) {
