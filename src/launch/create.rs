@@ -168,8 +168,12 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 }
 
 impl Created {
-    /// Tells init to execute the program, and learns how that went. Only then may others do with the container as they like.
+    /// Tells init to execute the program, and learns how that went.
     pub fn start(&mut self) -> Result<(), Error> {
+        // First: whoever reads the program's first words may at once want to signal it.
+        if let Some(reservation) = &self.making.reservation {
+            reservation.save_created(&mut self.record)?;
+        }
         self.channel.send(&Message::Start)?;
         Attendant {
             record: &self.record,
@@ -177,11 +181,7 @@ impl Created {
             listener: parent::listener(&self.config),
             status: "creating",
         }
-        .until_running(&self.channel)?;
-        if let Some(reservation) = &self.making.reservation {
-            reservation.save_created(&mut self.record)?;
-        }
-        Ok(())
+        .until_running(&self.channel)
     }
 
     /// Leaves the container to itself: from now on nothing is undone.
