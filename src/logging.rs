@@ -7,9 +7,8 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
@@ -82,12 +81,6 @@ pub fn init(file: Option<&Path>, format: Format, debug: bool) -> Result<(), Erro
     Ok(())
 }
 
-/// Sends the process's log to `out` as JSON lines: how a container's init, which sees neither `--log` nor stderr, hands its
-/// lines to the parent, who passes each to [`forward`].
-pub fn init_to_fd(out: OwnedFd, debug: bool) {
-    install(Some(File::from(out)), Format::Json, debug);
-}
-
 fn install(out: Option<File>, format: Format, debug: bool) {
     let level = if debug { Level::DEBUG } else { Level::INFO };
     let terminal = out.is_none() && std::io::stderr().is_terminal();
@@ -104,32 +97,48 @@ fn install(out: Option<File>, format: Format, debug: bool) {
     }
 }
 
-/// Whether `--debug` was given, to be handed on to a container's init.
-pub fn debug() -> bool {
-    LOG.get().is_some_and(|log| log.level == Level::DEBUG)
-}
-
 /// Whether the log has a file, so that an error has to be told to stderr too.
 pub fn to_file() -> bool {
     LOG.get().is_some_and(|log| log.out.is_some())
 }
 
-/// Writes a line that another process of ours logged with [`init_to_fd`]; anything else becomes the message of a warning.
-pub fn forward(line: &str) {
-    #[derive(serde::Deserialize)]
-    struct Line {
-        level: String,
-        msg: String,
+/// Keeps this process's warnings and errors until [`collected`] takes them: a container's init sees neither `--log` nor the
+/// caller's stderr, and hands them to its parent.
+pub fn collect() {
+    // Only fails if a subscriber is set already, which then has them.
+    tracing::subscriber::set_global_default(Collector).ok();
+}
+
+/// What was logged since the last call, by a process that called [`collect`].
+pub fn collected() -> Vec<String> {
+    std::mem::take(&mut COLLECTED.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+static COLLECTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Collector;
+
+impl Subscriber for Collector {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() <= Level::WARN
     }
-    match serde_json::from_str::<Line>(line) {
-        Ok(line) => match line.level.as_str() {
-            "error" => tracing::error!("{}", line.msg),
-            "warning" => tracing::warn!("{}", line.msg),
-            "info" => tracing::info!("{}", line.msg),
-            _ => tracing::debug!("{}", line.msg),
-        },
-        Err(_) => tracing::warn!("{line}"),
+
+    fn event(&self, event: &Event<'_>) {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        COLLECTED
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(fields.message);
     }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
 }
 
 impl Log {

@@ -92,6 +92,7 @@ pub fn main(arguments: &[OsString], handler: &mut dyn Handler) -> ExitCode {
         }
     };
     let mut report = Report::new(channel);
+    crate::logging::collect();
     let Err(error) = hidden.and_then(|()| run(*plan, handler, &mut report));
     report.failed(&error);
     ExitCode::FAILURE

@@ -19,6 +19,15 @@ impl Report {
         self.0.as_ref().ok_or(Error::Orphaned)
     }
 
+    /// Sends `message`, and before it what was logged since the last one.
+    fn send(&self, message: &Message) -> Result<(), Error> {
+        let channel = self.channel()?;
+        for warning in crate::logging::collected() {
+            channel.send(&Message::Warning(warning))?;
+        }
+        Ok(channel.send(message)?)
+    }
+
     pub fn wait_go(&self) -> Result<(), Error> {
         if self.channel()?.wait_go()? {
             Ok(())
@@ -28,22 +37,22 @@ impl Report {
     }
 
     pub fn need_maps(&self) -> Result<(), Error> {
-        self.channel()?.send(&Message::NeedMaps)?;
+        self.send(&Message::NeedMaps)?;
         self.wait_go()
     }
 
     pub fn child(&self, pid: Pid) -> Result<(), Error> {
-        Ok(self.channel()?.send(&Message::Child(pid.as_raw()))?)
+        self.send(&Message::Child(pid.as_raw()))
     }
 
     pub fn mounted(&self) -> Result<(), Error> {
-        self.channel()?.send(&Message::Mounted)?;
+        self.send(&Message::Mounted)?;
         self.wait_go()
     }
 
     /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
     pub fn ready(&self) -> Result<(), Error> {
-        self.channel()?.send(&Message::Ready)?;
+        self.send(&Message::Ready)?;
         self.wait_go()
     }
 
@@ -52,14 +61,14 @@ impl Report {
         let Some(listener) = listener else {
             return Ok(());
         };
-        self.channel()?.send(&Message::Listener(listener.as_raw_fd()))?;
+        self.send(&Message::Listener(listener.as_raw_fd()))?;
         self.wait_go()
     }
 
     /// Reports that the container is created, and returns when it is to be started: over the channel for `run` and
     /// `exec`; after `create`, over a connection to `socket`, which is then whom init reports to.
     pub fn created(&mut self, socket: Option<RawFd>) -> Result<(), Error> {
-        self.channel()?.send(&Message::Created)?;
+        self.send(&Message::Created)?;
         let Some(socket) = socket else {
             return match self.channel()?.receive()? {
                 Some(Message::Start) => Ok(()),
@@ -91,10 +100,7 @@ impl Report {
 
     /// The last word.
     pub fn failed(&self, error: &Error) {
-        let told = self
-            .0
-            .as_ref()
-            .is_some_and(|channel| channel.send(&Message::Failed(error.to_string())).is_ok());
+        let told = self.send(&Message::Failed(error.to_string())).is_ok();
         // A parent that is gone is the parent's to explain. One write(2): it may be killing this process just now.
         if !told && !matches!(error, Error::Orphaned) {
             use std::io::Write;
