@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
@@ -51,9 +51,17 @@ impl std::str::FromStr for Format {
     }
 }
 
+/// Where lines go.
+enum Out {
+    Stderr,
+    File(File),
+    /// To be taken from here.
+    Kept(Mutex<Vec<String>>),
+}
+
 /// Where lines go, and how they look.
 struct Log {
-    out: Option<File>,
+    out: Out,
     format: Format,
     level: Level,
     terminal: bool,
@@ -65,25 +73,44 @@ static LOG: OnceLock<&'static Log> = OnceLock::new();
 /// Sends the process's log to `file` (appended to; made 0644), or to stderr. The first call of a process counts.
 pub fn init(file: Option<&Path>, format: Format, debug: bool) -> Result<(), Error> {
     let out = match file {
-        Some(path) => Some(
-            File::options()
-                .append(true)
-                .create(true)
-                .open(path)
-                .map_err(|source| Error::Open {
-                    path: path.into(),
-                    source,
-                })?,
-        ),
-        None => None,
+        Some(path) => {
+            Out::File(
+                File::options()
+                    .append(true)
+                    .create(true)
+                    .open(path)
+                    .map_err(|source| Error::Open {
+                        path: path.into(),
+                        source,
+                    })?,
+            )
+        }
+        None => Out::Stderr,
     };
     install(out, format, debug);
     Ok(())
 }
 
-fn install(out: Option<File>, format: Format, debug: bool) {
+/// Keeps the process's log as JSON lines for [`take`]: a container's init sees neither `--log` nor stderr, and hands the
+/// lines to the parent, who passes each to [`forward`].
+pub fn keep(debug: bool) {
+    install(Out::Kept(Mutex::default()), Format::Json, debug);
+}
+
+/// The lines that were kept since the last call.
+pub fn take() -> Vec<String> {
+    match LOG.get().map(|log| &log.out) {
+        Some(Out::Kept(lines)) => lines
+            .lock()
+            .map(|mut lines| std::mem::take(&mut *lines))
+            .unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
+fn install(out: Out, format: Format, debug: bool) {
     let level = if debug { Level::DEBUG } else { Level::INFO };
-    let terminal = out.is_none() && std::io::stderr().is_terminal();
+    let terminal = matches!(out, Out::Stderr) && std::io::stderr().is_terminal();
     let log: &'static Log = Box::leak(Box::new(Log {
         out,
         format,
@@ -97,48 +124,32 @@ fn install(out: Option<File>, format: Format, debug: bool) {
     }
 }
 
+/// Whether `--debug` was given, to be handed on to a container's init.
+pub fn debug() -> bool {
+    LOG.get().is_some_and(|log| log.level == Level::DEBUG)
+}
+
 /// Whether the log has a file, so that an error has to be told to stderr too.
 pub fn to_file() -> bool {
-    LOG.get().is_some_and(|log| log.out.is_some())
+    LOG.get().is_some_and(|log| matches!(log.out, Out::File(_)))
 }
 
-/// Keeps this process's warnings and errors until [`collected`] takes them: a container's init sees neither `--log` nor the
-/// caller's stderr, and hands them to its parent.
-pub fn collect() {
-    // Only fails if a subscriber is set already, which then has them.
-    tracing::subscriber::set_global_default(Collector).ok();
-}
-
-/// What was logged since the last call, by a process that called [`collect`].
-pub fn collected() -> Vec<String> {
-    std::mem::take(&mut COLLECTED.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-static COLLECTED: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Collector;
-
-impl Subscriber for Collector {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= Level::WARN
+/// Writes a line that another process of ours kept; anything else becomes the message of a warning.
+pub fn forward(line: &str) {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        level: String,
+        msg: String,
     }
-
-    fn event(&self, event: &Event<'_>) {
-        let mut fields = Fields::default();
-        event.record(&mut fields);
-        COLLECTED
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(fields.message);
+    match serde_json::from_str::<Line>(line) {
+        Ok(line) => match line.level.as_str() {
+            "error" => tracing::error!("{}", line.msg),
+            "warning" => tracing::warn!("{}", line.msg),
+            "info" => tracing::info!("{}", line.msg),
+            _ => tracing::debug!("{}", line.msg),
+        },
+        Err(_) => tracing::warn!("{line}"),
     }
-
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
-    }
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-    fn enter(&self, _: &span::Id) {}
-    fn exit(&self, _: &span::Id) {}
 }
 
 impl Log {
@@ -146,8 +157,9 @@ impl Log {
         // One write(2) a line: several processes append to the same file. A log that can't be written (a full disk, a
         // closed stderr) must not fail a container.
         match &self.out {
-            Some(file) => (&mut &*file).write_all(line.as_bytes()).ok(),
-            None => std::io::stderr().write_all(line.as_bytes()).ok(),
+            Out::File(file) => (&mut &*file).write_all(line.as_bytes()).ok(),
+            Out::Stderr => std::io::stderr().write_all(line.as_bytes()).ok(),
+            Out::Kept(lines) => lines.lock().map(|mut lines| lines.push(line.to_owned())).ok(),
         };
     }
 }

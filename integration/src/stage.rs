@@ -220,7 +220,7 @@ fn private_cgroup_top() -> Result<(), String> {
 
 fn cgroup_view(view: View) -> Result<(), String> {
     let unified = Path::new("/sys/fs/cgroup/unified");
-    if view != View::V2 {
+    if matches!(view, View::Hybrid | View::V1) {
         private_cgroup_top()?;
     }
     match view {

@@ -155,8 +155,9 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     attendant.until_created(&channel, early, &plan.process, || {
         run_parent_hooks(&plan.hooks, &record)
     })?;
-    if start == StartBy::Socket {
-        reservation.save_created(&mut record)?;
+    match start {
+        StartBy::Socket => reservation.save_created(&mut record)?,
+        StartBy::Channel => reservation.save_complete(&mut record)?,
     }
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
     Ok(Created {
@@ -324,6 +325,7 @@ impl Spawning<'_> {
             console: self.console.map(AsRawFd::as_raw_fd),
             start_socket: self.start.map(AsRawFd::as_raw_fd),
             preserve: self.preserve,
+            debug: crate::logging::debug(),
         }
     }
 }
@@ -332,11 +334,17 @@ impl Spawning<'_> {
 #[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
 fn run_parent_hooks(hooks: &Hooks, record: &Record) -> Result<(), Error> {
     let state = hooks::state(record, "creating", record.pid);
-    hooks::run_all("prestart", hooks.prestart().as_deref().unwrap_or_default(), &state)?;
+    hooks::run_all(
+        "prestart",
+        hooks.prestart().as_deref().unwrap_or_default(),
+        &state,
+        None,
+    )?;
     hooks::run_all(
         "createRuntime",
         hooks.create_runtime().as_deref().unwrap_or_default(),
         &state,
+        None,
     )?;
     Ok(())
 }

@@ -130,6 +130,7 @@ impl Request<'_> {
             console: console.map(AsRawFd::as_raw_fd),
             start_socket: None,
             preserve: self.preserve,
+            debug: crate::logging::debug(),
         };
         let has_middle = handover.middle.is_some();
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;

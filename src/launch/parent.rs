@@ -43,8 +43,9 @@ pub fn listen_fds() -> u32 {
     }
 }
 
-/// The name proa was called by, which can select the Wasm hull.
-fn program() -> String {
+/// The name proa was called by: the name of its file, or of a link to it. It can select the Wasm hull, and messages that
+/// callers know from runc begin with it.
+pub fn program() -> String {
     std::env::args_os()
         .next()
         .as_deref()
@@ -89,7 +90,7 @@ pub fn record(plan: &Plan, host: &Host, cgroup: cgroup::Saved) -> Result<Record,
 
 /// The compiled seccomp filter; compiled ones are kept beside the containers' states.
 pub fn filter(profile: &LinuxSeccomp, store: &Store) -> Result<Filter, Error> {
-    Ok(process::filter(profile, &store.root().join(".cache/seccomp"))?)
+    Ok(process::filter(profile, &store.cache().join("seccomp"))?)
 }
 
 /// Where a seccomp listener goes: `linux.seccomp.listenerPath` and `listenerMetadata`.
@@ -139,7 +140,7 @@ impl Attendant<'_> {
     /// Answers `message`, which is none that the caller waits for.
     pub fn serve(&self, channel: &Channel, message: Message) -> Result<(), Error> {
         match message {
-            Message::Warning(text) => tracing::warn!("{text}"),
+            Message::Log(line) => crate::logging::forward(&line),
             Message::Failed(text) => return Err(Error::Init(text)),
             Message::Listener(number) => {
                 let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;
@@ -203,11 +204,17 @@ impl Attendant<'_> {
 
 /// Waits for one message that must come.
 pub fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<Message, Error> {
-    match channel.receive()? {
-        Some(message) if wanted(&message) => Ok(message),
-        Some(Message::Failed(text)) => Err(Error::Init(text)),
-        Some(other) => Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
-        None => Err(Error::InitGone),
+    loop {
+        return match channel.receive()? {
+            Some(message) if wanted(&message) => Ok(message),
+            Some(Message::Log(line)) => {
+                crate::logging::forward(&line);
+                continue;
+            }
+            Some(Message::Failed(text)) => Err(Error::Init(text)),
+            Some(other) => Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
+            None => Err(Error::InitGone),
+        };
     }
 }
 

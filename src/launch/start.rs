@@ -58,9 +58,13 @@ pub fn poststart(config: &Config, record: &Record) -> Result<(), Error> {
     else {
         return Ok(());
     };
-    let ran = hooks::run_all("poststart", hooks, &hooks::state(record, "running", record.pid));
+    let ran = hooks::run_all("poststart", hooks, &hooks::state(record, "running", record.pid), None);
     if ran.is_err() {
-        crate::state::process::signal(record.pid, record.start_time, nix::libc::SIGKILL)?;
+        match crate::state::process::signal(record.pid, record.start_time, nix::libc::SIGKILL) {
+            // A short program has ended by itself meanwhile; what the hook said is what counts.
+            Ok(()) | Err(crate::state::Error::NotRunning) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     Ok(ran?)
 }
@@ -79,7 +83,7 @@ pub fn poststop(config: &Config, record: &Record) {
 pub fn run_poststop(hooks: &[Hook], record: &Record) {
     let state = hooks::state(record, "stopped", 0);
     for hook in hooks {
-        if let Err(error) = hooks::run_all("poststop", std::slice::from_ref(hook), &state) {
+        if let Err(error) = hooks::run_all("poststop", std::slice::from_ref(hook), &state, None) {
             tracing::warn!("{error}");
         }
     }

@@ -19,13 +19,18 @@ impl Report {
         self.0.as_ref().ok_or(Error::Orphaned)
     }
 
-    /// Sends `message`, and before it what was logged since the last one.
-    fn send(&self, message: &Message) -> Result<(), Error> {
-        let channel = self.channel()?;
-        for warning in crate::logging::collected() {
-            channel.send(&Message::Warning(warning))?;
+    /// Sends a message, after what was logged before it.
+    fn say(&self, message: &Message) -> Result<(), Error> {
+        self.flush()?;
+        Ok(self.channel()?.send(message)?)
+    }
+
+    /// Hands the log's lines to the parent.
+    pub fn flush(&self) -> Result<(), Error> {
+        for line in crate::logging::take() {
+            self.channel()?.send(&Message::Log(line))?;
         }
-        Ok(channel.send(message)?)
+        Ok(())
     }
 
     pub fn wait_go(&self) -> Result<(), Error> {
@@ -37,22 +42,22 @@ impl Report {
     }
 
     pub fn need_maps(&self) -> Result<(), Error> {
-        self.send(&Message::NeedMaps)?;
+        self.say(&Message::NeedMaps)?;
         self.wait_go()
     }
 
     pub fn child(&self, pid: Pid) -> Result<(), Error> {
-        self.send(&Message::Child(pid.as_raw()))
+        self.say(&Message::Child(pid.as_raw()))
     }
 
     pub fn mounted(&self) -> Result<(), Error> {
-        self.send(&Message::Mounted)?;
+        self.say(&Message::Mounted)?;
         self.wait_go()
     }
 
     /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
     pub fn ready(&self) -> Result<(), Error> {
-        self.send(&Message::Ready)?;
+        self.say(&Message::Ready)?;
         self.wait_go()
     }
 
@@ -61,14 +66,14 @@ impl Report {
         let Some(listener) = listener else {
             return Ok(());
         };
-        self.send(&Message::Listener(listener.as_raw_fd()))?;
+        self.say(&Message::Listener(listener.as_raw_fd()))?;
         self.wait_go()
     }
 
     /// Reports that the container is created, and returns when it is to be started: over the channel for `run` and
     /// `exec`; after `create`, over a connection to `socket`, which is then whom init reports to.
     pub fn created(&mut self, socket: Option<RawFd>) -> Result<(), Error> {
-        self.send(&Message::Created)?;
+        self.say(&Message::Created)?;
         let Some(socket) = socket else {
             return match self.channel()?.receive()? {
                 Some(Message::Start) => Ok(()),
@@ -100,7 +105,12 @@ impl Report {
 
     /// The last word.
     pub fn failed(&self, error: &Error) {
-        let told = self.send(&Message::Failed(error.to_string())).is_ok();
+        let text = match error {
+            // Callers know these by their beginning, `exec: "x": …`.
+            Error::Executor(_) => error.to_string(),
+            _ => format!("error during container init: {error}"),
+        };
+        let told = self.say(&Message::Failed(text)).is_ok();
         // A parent that is gone is the parent's to explain. One write(2): it may be killing this process just now.
         if !told && !matches!(error, Error::Orphaned) {
             use std::io::Write;
