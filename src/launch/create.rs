@@ -11,7 +11,7 @@ use super::image::{self, Image};
 use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
 use super::terminal::{self, Offer};
-use super::{CreateOptions, Error, parent, start};
+use super::{CreateOptions, Error, parent, sdnotify, start};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::host::Host;
@@ -95,7 +95,8 @@ impl Drop for Making {
 /// Makes the container, up to where its init waits for the start.
 pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bool) -> Result<Created, Error> {
     let preserve = parent::preserved_descriptors(parent::listen_fds(), options.preserve_fds)?;
-    let config = Config::load(&options.bundle)?;
+    let mut config = Config::load(&options.bundle)?;
+    sdnotify::offer(&mut config.spec, &store.dir(&options.id)?)?;
     let host = Host::probe(options.rootless);
     let mut plan = parent::resolve(&config, &host, options)?;
     process::check_host(&plan.process)?;
@@ -107,6 +108,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let cgroup = Cgroup::prepare(&plan.cgroup)?;
     let mut record = parent::record(&plan, &host, cgroup.save())?;
     reservation.save_config(&config)?;
+    sdnotify::make_directory(reservation.dir())?;
     reservation.save(&record)?;
     let cgroup = making.cgroup.insert(cgroup.create()?);
     if cgroup.save() != record.cgroup {
@@ -153,8 +155,9 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     attendant.until_created(&channel, early, &plan.process, || {
         run_parent_hooks(&plan.hooks, &record)
     })?;
-    if start == StartBy::Socket {
-        reservation.save_created(&mut record)?;
+    match start {
+        StartBy::Socket => reservation.save_created(&mut record)?,
+        StartBy::Channel => reservation.save_complete(&mut record)?,
     }
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
     Ok(Created {

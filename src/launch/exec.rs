@@ -60,7 +60,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     newborn.keep();
     match signals {
         None => Ok(0),
-        Some(signals) => foreground::supervise(child.pid, signals, master),
+        Some(signals) => foreground::supervise(child.pid, signals, master, None),
     }
 }
 
