@@ -23,6 +23,11 @@ pub(super) fn default_slice(rootless: bool) -> &'static str {
     if rootless { "user.slice" } else { "system.slice" }
 }
 
+/// Whether systemd is the init of this system: sd_booted(3).
+pub(super) fn is_running() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
 /// systemd's manager: the system's, or the caller's own.
 #[derive(Debug)]
 pub(super) struct Manager {
