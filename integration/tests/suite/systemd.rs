@@ -25,6 +25,7 @@ tests! {
     an_empty_slice_is_the_systems .views(BOTH);
     slices_are_nested .views(BOTH);
     the_root_slice_is_the_top .views(BOTH);
+    a_slice_takes_no_container .views(BOTH);
     bad_paths_are_refused .views(BOTH);
     a_name_that_systemd_refuses_is_refused .views(BOTH);
     two_containers_share_a_slice .views(BOTH);
@@ -237,6 +238,16 @@ fn a_name_that_systemd_refuses_is_refused(ctx: &Ctx) {
             &["not valid", "invalid", "does not give a unit name"],
         );
     }
+}
+
+fn a_slice_takes_no_container(ctx: &Ctx) {
+    // systemd would make it and leave the container outside, without its limits.
+    refused(
+        ctx,
+        |b| b.set("/linux/cgroupsPath", json!("machine.slice:proa:machine-pod8.slice")),
+        &["names a slice", "property PIDs", "unable to start unit"],
+    );
+    assert_ne!(properties(ctx, "machine-pod8.slice")["ActiveState"], "active");
 }
 
 fn two_containers_share_a_slice(ctx: &Ctx) {
