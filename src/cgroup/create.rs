@@ -4,7 +4,7 @@ use super::devices::Rule;
 use super::limits::Limits;
 use super::mounts::{Hierarchy, Layout, join};
 use super::paths::{Unit, expand_slice};
-use super::{Cgroup, Error, Node, Plan, dbus, file, freezer, systemd, tree, v1, v2};
+use super::{Cgroup, Error, Node, Plan, Saved, dbus, file, freezer, systemd, tree, v1, v2};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,51 @@ pub(super) struct Pending {
     layout: Layout,
 }
 
+/// A cgroup that is about to be made. Where it will be can be remembered first, so that whoever is killed while making it
+/// leaves nothing that nobody knows of.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    plan: &'a Plan,
+    layout: Layout,
+    expected: Cgroup,
+}
+
+impl<'a> Prepared<'a> {
+    /// Finds out where the cgroup will be, and that no process is in it: what is there from now on is the container's.
+    pub(super) fn new(plan: &'a Plan) -> Result<Self, Error> {
+        let layout = Layout::probe()?;
+        let mut expected = empty(plan);
+        // systemd makes its units itself.
+        if plan.unit.is_none() {
+            let legacy = layout.is_legacy();
+            expected.unified = layout.v2.as_ref().map(|v2| match legacy {
+                true => plan.place.in_v1(v2),
+                false => plan.place.in_v2(v2),
+            });
+            let node = |hierarchy: &Hierarchy| Node {
+                controllers: hierarchy.controllers.clone(),
+                path: plan.place.in_v1(hierarchy),
+            };
+            expected.v1 = layout.v1.iter().filter(|_| legacy).map(node).collect();
+            check_unused(expected.main().unwrap_or(Path::new("")), false)?;
+        }
+        Ok(Self { plan, layout, expected })
+    }
+
+    /// What the state file has to keep meanwhile.
+    pub fn save(&self) -> Saved {
+        self.expected.save()
+    }
+
+    /// Makes the cgroup and applies the limits. With the systemd driver the scope needs a process: it is made by
+    /// [`Cgroup::attach`]. Removes what it made if it fails.
+    pub fn create(self) -> Result<Cgroup, Error> {
+        create(self.plan, &self.layout)
+    }
+}
+
 /// Makes the cgroup that `plan` asks for in the hierarchies of `layout`.
-pub(super) fn create(plan: &Plan, layout: &Layout) -> Result<Cgroup, Error> {
+fn create(plan: &Plan, layout: &Layout) -> Result<Cgroup, Error> {
     if layout.is_legacy() && !plan.limits.unified.is_empty() {
         return Err(Error::NoUnified);
     }

@@ -42,7 +42,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A field has a value that the runtime-spec does not know.
-    #[error("{path}: {field}: {source}", path = path.display())]
+    #[error("{path}: {field}: {what}{source}", path = path.display(), what = runcs_words(field))]
     Value {
         /// The file.
         path: PathBuf,
@@ -216,6 +216,15 @@ fn typed<T: serde::de::DeserializeOwned>(document: &Value, path: &Path) -> Resul
     })
 }
 
+/// What runc calls a wrong value, where callers look for it.
+fn runcs_words(field: &str) -> &'static str {
+    match field {
+        "linux.memoryPolicy" | "linux.memoryPolicy.mode" => "invalid memory policy mode: ",
+        _ if field.starts_with("linux.memoryPolicy.flags") => "invalid memory policy flag: ",
+        _ => "",
+    }
+}
+
 /// Drops members that are `null`: for Go's decoder, and so for the tools that write bundles, null is absent.
 fn without_nulls(value: &mut Value) {
     match value {
@@ -228,8 +237,9 @@ fn without_nulls(value: &mut Value) {
     }
 }
 
-/// What runc lets pass in a `process`: no `user`, no `cwd` (which then is refused by name), capabilities that this build
-/// doesn't know (newer engines list all of the newest kernel's).
+/// What runc lets pass in a `process`: no `user`, no `cwd` (which then is refused by name), the kernel's own name of a
+/// scheduler flag that the specification shortens, capabilities that this build doesn't know (newer engines list all of the
+/// newest kernel's).
 fn complete_process(process: &mut Value) {
     let Value::Object(process) = process else { return };
     process
@@ -239,6 +249,11 @@ fn complete_process(process: &mut Value) {
     if let Some(Value::Object(user)) = process.get_mut("user") {
         user.entry("uid").or_insert_with(|| 0.into());
         user.entry("gid").or_insert_with(|| 0.into());
+    }
+    if let Some(Value::Array(flags)) = process.get_mut("scheduler").and_then(|it| it.get_mut("flags")) {
+        for flag in flags.iter_mut().filter(|flag| *flag == "SCHED_FLAG_RESET_ON_FORK") {
+            *flag = "SCHED_RESET_ON_FORK".into();
+        }
     }
     let Some(Value::Object(sets)) = process.get_mut("capabilities") else {
         return;
@@ -302,6 +317,15 @@ mod tests {
         let config = config.unwrap();
         assert_eq!(config.process().unwrap().user().uid(), 0);
         assert_eq!(config.spec.mounts().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_kernels_name_of_a_scheduler_flag_passes() {
+        let text = r#"{"process":{"cwd":"/","args":["x"],
+            "scheduler":{"policy":"SCHED_DEADLINE","flags":["SCHED_FLAG_RESET_ON_FORK"]}}}"#;
+        let config = parse(text).unwrap();
+        let scheduler = config.process().unwrap().scheduler().as_ref().unwrap();
+        assert_eq!(scheduler.flags().as_ref().unwrap().len(), 1);
     }
 
     #[test]

@@ -22,8 +22,8 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
         })?;
     }
     let mut created = create::create(store, options, StartBy::Channel, run.detach)?;
-    created.start()?;
     let master = created.offer.take().map(|offer| offer.receive()).transpose()?.flatten();
+    created.start()?;
     start::poststart(&created.config, &created.record)?;
     let pid = created.init.pid;
     let (record, config) = created.keep();

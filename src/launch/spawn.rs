@@ -151,6 +151,9 @@ fn become_init(
         // Before the execve, which would take all capabilities from a process whose uid is not mapped to root.
         namespace::enter::become_root()?;
     }
+    // What the caller left open is not for the container's init: it may wait for `start` for long, and whoever reads from
+    // the other end of a pipe would wait with it.
+    proa_sys::fd::close_on_exec_from(3).map_err(Error::Exec)?;
     for fd in birth
         .inherit
         .iter()

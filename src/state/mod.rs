@@ -30,6 +30,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+/// The name under the root that no container can have.
+const CACHE: &str = ".cache";
+
 /// The facts written at create; what changes (status) is computed from the kernel each time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -187,6 +190,11 @@ impl Store {
         &self.root
     }
 
+    /// Where what can be computed again is kept: not a container's directory, and [`check_id`] never lets it be one.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join(CACHE)
+    }
+
     /// Where container `id` is kept. Only for an id that [`check_id`] accepts.
     pub fn dir(&self, id: &str) -> Result<PathBuf, Error> {
         check_id(id)?;
@@ -238,13 +246,13 @@ impl Store {
     }
 }
 
-/// What runc accepts as an id: ASCII letters, digits, `_`, `+`, `-`, `.`; not `.` or `..`; short enough for a directory's
+/// What runc accepts as an id: ASCII letters, digits, `_`, `+`, `-`, `.`; not `.`, `..` or `.cache`; short enough for a directory's
 /// name (NAME_MAX).
 pub fn check_id(id: &str) -> Result<(), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
     match id {
         "" => Err(Error::EmptyId),
-        "." | ".." => Err(Error::InvalidId(id.into())),
+        "." | ".." | CACHE => Err(Error::InvalidId(id.into())),
         _ if id.len() > 255 || !id.bytes().all(allowed) => Err(Error::InvalidId(id.into())),
         _ => Ok(()),
     }

@@ -30,9 +30,10 @@ tests! {
 
 /// However far `create` came, `delete --force` finds what it left; the harness looks for processes, cgroups and mounts.
 fn create_killed_at_any_moment_can_be_deleted(ctx: &Ctx) {
-    let bundle = ctx.bundle();
-    bundle.args(&["sleep", "1000"]);
     for step in 0..60 {
+        // Each with a cgroup of its own, so that one that is left is not taken up by the next.
+        let bundle = ctx.bundle();
+        bundle.args(&["sleep", "1000"]);
         let container = ctx.container(&bundle);
         let mut create = ctx.create_call(&bundle, &container.id, &[]).spawn();
         std::thread::sleep(Duration::from_micros(step * 500));

@@ -9,6 +9,7 @@ mod terminal;
 use super::channel::{self, Channel};
 use super::handover::{self, Handover, JoinProcess};
 use super::{hooks, spawn};
+use crate::logging;
 use crate::namespace::{self, Kind, enter};
 use crate::process::{self, Filter};
 use crate::rootfs;
@@ -105,6 +106,9 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     // Everything that was inherited is for init alone; what the program inherits is chosen at the end.
     proa_sys::fd::close_on_exec_from(3).map_err(failed("close_range(3, CLOSE_RANGE_CLOEXEC)"))?;
     let (mut handover, program) = Handover::read(inherit(plan)?)?;
+    logging::keep(handover.debug);
+    // The stages have the names that they have in runc's log: what is known of the one helps to read the other.
+    tracing::debug!("nsexec container setup");
     let filter = program.map(|program| Filter {
         program,
         listener: None,
@@ -114,15 +118,20 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
         running_cgroup = join_running(join, &handover, handler)?;
     }
     if let Some(middle) = handover.middle.take() {
-        middle::run(&middle, &handover, report)?;
+        middle::run(&middle, &mut handover, report)?;
     }
 
+    tracing::debug!("child process in init()");
     // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.
     nix::unistd::setsid().map_err(failed("setsid()"))?;
     enter_sandbox(&handover, running_cgroup, handler, report)?;
     enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
     let native = !handler.in_process();
     process::labels(&handover.process, native)?;
+    if handover.start_socket.is_some() {
+        // It may wait for `start` for long; whoever asks it to end meanwhile is not to be ignored, as with runc.
+        proa_sys::signal::end_on_termination().map_err(failed("signal(SIGTERM)"))?;
+    }
     report.ready()?;
     let listener = process::confine(&mut handover.process, filter.as_ref(), native)?;
     report.listener(listener)?;
@@ -134,7 +143,6 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
         seal(&handover, filter.as_ref(), native, report)?;
     }
     report.created(handover.start_socket)?;
-    run_hooks("startContainer", &handover.start_container, &handover, "created")?;
     default_signals()?;
     for fd in 3..3 + handover.preserve as RawFd {
         proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))?;
@@ -142,6 +150,13 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     if !notifies {
         seal(&handover, filter.as_ref(), native, report)?;
     }
+    // They are the container's, and no less confined than its program.
+    run_hooks("startContainer", &handover.start_container, &handover, "created")?;
+    match handover.join_process {
+        Some(_) => tracing::debug!("setns_init: about to exec"),
+        None => tracing::debug!("init: closing the pipe to signal completion"),
+    }
+    report.flush()?;
     Err(handler.run(&handover.process.guest, &mut || report.started()).into())
 }
 
@@ -228,7 +243,9 @@ fn run_hooks(
     let mut state = handover.state.clone().unwrap_or_default();
     state["status"] = status.into();
     state["pid"] = nix::unistd::getpid().as_raw().into();
-    Ok(hooks::run_all(kind, hooks, &state)?)
+    // As with runc, the hook just before the program has the program's environment.
+    let environment = (kind == "startContainer").then_some(handover.process.guest.env.as_slice());
+    Ok(hooks::run_all(kind, hooks, &state, environment)?)
 }
 
 /// Rust's runtime ignores SIGPIPE, and the parent may have blocked signals to forward them: the program inherits neither.
