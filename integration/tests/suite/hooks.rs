@@ -30,6 +30,9 @@ tests! {
     a_hook_path_must_be_absolute .once();
     poststop_hooks_run_after_delete_of_a_created_container .once();
     hooks_of_exec_do_not_run_again .once();
+    start_container_hooks_have_the_programs_environment .once();
+    start_container_hooks_are_under_the_seccomp_filter .once();
+    a_failing_poststart_hook_is_reported_for_a_program_that_ended .once();
 }
 
 const HOST_KINDS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
@@ -329,4 +332,45 @@ fn hooks_of_exec_do_not_run_again(ctx: &Ctx) {
     let container = ctx.start(&bundle);
     container.exec(&["true"]).ok();
     assert_eq!(said(ctx), "x\n");
+}
+
+fn start_container_hooks_have_the_programs_environment(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    with_log(ctx, &bundle);
+    let mut hook = script(&format!("echo $ONE $HOME > {}", log(ctx).display()));
+    hook.as_object_mut().unwrap().remove("env");
+    bundle
+        .set("/process/env", json!(["PATH=/bin", "ONE=two"]))
+        .set("/hooks/startContainer", json!([hook]));
+    ctx.run(&bundle).ok();
+    assert_eq!(said(ctx), "two /root\n");
+}
+
+fn start_container_hooks_are_under_the_seccomp_filter(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    with_log(ctx, &bundle);
+    bundle
+        .set("/process/noNewPrivileges", json!(true))
+        .set(
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW",
+                   "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}),
+        )
+        .set(
+            "/hooks/startContainer",
+            json!([script(&format!(
+                "mkdir /tmp/x 2> {0} || echo refused >> {0}",
+                log(ctx).display()
+            ))]),
+        );
+    ctx.run(&bundle).ok();
+    assert!(said(ctx).contains("refused"), "{}", said(ctx));
+}
+
+fn a_failing_poststart_hook_is_reported_for_a_program_that_ended(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle
+        .set("/hooks/poststart", json!([script("sleep 0.2; exit 3")]))
+        .args(&["true"]);
+    ctx.run(&bundle).refused(&["poststart hook"]);
 }
