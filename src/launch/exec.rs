@@ -83,7 +83,7 @@ impl Request<'_> {
         let image = image::open(self.hull())?;
         let mut cgroup = self.container.cgroup()?;
         // An init that manages cgroups of its own has moved to one of those; runc goes there, too.
-        let entry = match sub_cgroups.is_empty() && cgroup.delegates()? {
+        let entry = match sub_cgroups.is_empty() && cgroup.is_left()? {
             true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
             false => cgroup.birth(sub_cgroups)?,
         };
