@@ -107,7 +107,6 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let mut record = parent::record(&plan, &host);
     let cgroup = making.cgroup.insert(Cgroup::create(&plan.cgroup)?);
     record.cgroup = cgroup.save();
-    reservation.save_config(&config)?;
     reservation.save(&record)?;
 
     let filter = plan
@@ -128,6 +127,8 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
     // Init has its own copy by now; only it may answer.
     drop(socket);
+    // While init sets up: until it reports, nobody needs the configuration.
+    reservation.save_config(&config)?;
 
     record.pid = init.pid.as_raw();
     record.start_time = parent::start_time(init.pid)?;
@@ -141,7 +142,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         listener: parent::listener(&config),
         status: "creating",
     };
-    attendant.until_created(&channel, early, &plan.process, || {
+    attendant.until_created(&channel, early, &plan.process, image, || {
         run_parent_hooks(&plan.hooks, &record, &mut making.poststop)
     })?;
     record.created = crate::logging::timestamp();
