@@ -8,11 +8,13 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 const RECORD: &str = "state.json";
@@ -95,6 +97,8 @@ pub struct Container {
     file: File,
     /// What was written at create.
     pub record: Record,
+    // `delete` asks three times; parsing it costs as much as removing the cgroup.
+    config: RefCell<Option<Rc<Config>>>,
 }
 
 impl Container {
@@ -104,7 +108,12 @@ impl Container {
             _ => Error::file("open", &dir)(error),
         })?;
         let record = load_record(&dir)?;
-        Ok(Self { dir, file, record })
+        Ok(Self {
+            dir,
+            file,
+            record,
+            config: RefCell::default(),
+        })
     }
 
     /// The container's directory.
@@ -120,7 +129,7 @@ impl Container {
     /// Takes the container's lock, waiting for it, and reads the record again. [`Error::Busy`] while it is being created.
     pub fn lock(self) -> Result<Locked, Error> {
         let creating = self.record.pid == 0;
-        let Self { dir, file, record } = self;
+        let Self { dir, file, record, .. } = self;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => locked,
             Err((_, Errno::EWOULDBLOCK)) if creating => return Err(Error::Busy(record.id)),
@@ -142,6 +151,8 @@ impl Container {
                 dir,
                 file: again,
                 record,
+                // What was read before may have been changed by whoever held the lock.
+                config: RefCell::default(),
             },
             _lock: file,
         })
@@ -222,9 +233,14 @@ impl Container {
         }
     }
 
-    /// The stored configuration.
-    pub fn config(&self) -> Result<Config, Error> {
-        Ok(Config::load_file(&self.dir.join(CONFIG))?)
+    /// The stored configuration, read when it is first asked for.
+    pub fn config(&self) -> Result<Rc<Config>, Error> {
+        if let Some(config) = &*self.config.borrow() {
+            return Ok(Rc::clone(config));
+        }
+        let config = Rc::new(Config::load_file(&self.dir.join(CONFIG))?);
+        *self.config.borrow_mut() = Some(Rc::clone(&config));
+        Ok(config)
     }
 
     /// The container's cgroup.
@@ -293,7 +309,9 @@ impl Locked {
 
     /// Stores a changed configuration.
     pub fn save_config(&self, raw: &[u8]) -> Result<(), Error> {
-        write_atomically(&self.dir.join(CONFIG), raw)
+        write_atomically(&self.dir.join(CONFIG), raw)?;
+        *self.config.borrow_mut() = None;
+        Ok(())
     }
 
     /// Kills every process and waits until they have ended.
