@@ -7,9 +7,8 @@
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber, span};
@@ -52,9 +51,17 @@ impl std::str::FromStr for Format {
     }
 }
 
+/// Where lines go.
+enum Out {
+    Stderr,
+    File(File),
+    /// To be taken from here.
+    Kept(Mutex<Vec<String>>),
+}
+
 /// Where lines go, and how they look.
 struct Log {
-    out: Option<File>,
+    out: Out,
     format: Format,
     level: Level,
     terminal: bool,
@@ -66,31 +73,44 @@ static LOG: OnceLock<&'static Log> = OnceLock::new();
 /// Sends the process's log to `file` (appended to; made 0644), or to stderr. The first call of a process counts.
 pub fn init(file: Option<&Path>, format: Format, debug: bool) -> Result<(), Error> {
     let out = match file {
-        Some(path) => Some(
-            File::options()
-                .append(true)
-                .create(true)
-                .open(path)
-                .map_err(|source| Error::Open {
-                    path: path.into(),
-                    source,
-                })?,
-        ),
-        None => None,
+        Some(path) => {
+            Out::File(
+                File::options()
+                    .append(true)
+                    .create(true)
+                    .open(path)
+                    .map_err(|source| Error::Open {
+                        path: path.into(),
+                        source,
+                    })?,
+            )
+        }
+        None => Out::Stderr,
     };
     install(out, format, debug);
     Ok(())
 }
 
-/// Sends the process's log to `out` as JSON lines: how a container's init, which sees neither `--log` nor stderr, hands its
+/// Keeps the process's log as JSON lines for [`take`]: a container's init sees neither `--log` nor stderr, and hands the
 /// lines to the parent, who passes each to [`forward`].
-pub fn init_to_fd(out: OwnedFd, debug: bool) {
-    install(Some(File::from(out)), Format::Json, debug);
+pub fn keep(debug: bool) {
+    install(Out::Kept(Mutex::default()), Format::Json, debug);
 }
 
-fn install(out: Option<File>, format: Format, debug: bool) {
+/// The lines that were kept since the last call.
+pub fn take() -> Vec<String> {
+    match LOG.get().map(|log| &log.out) {
+        Some(Out::Kept(lines)) => lines
+            .lock()
+            .map(|mut lines| std::mem::take(&mut *lines))
+            .unwrap_or_default(),
+        _ => Vec::new(),
+    }
+}
+
+fn install(out: Out, format: Format, debug: bool) {
     let level = if debug { Level::DEBUG } else { Level::INFO };
-    let terminal = out.is_none() && std::io::stderr().is_terminal();
+    let terminal = matches!(out, Out::Stderr) && std::io::stderr().is_terminal();
     let log: &'static Log = Box::leak(Box::new(Log {
         out,
         format,
@@ -111,10 +131,10 @@ pub fn debug() -> bool {
 
 /// Whether the log has a file, so that an error has to be told to stderr too.
 pub fn to_file() -> bool {
-    LOG.get().is_some_and(|log| log.out.is_some())
+    LOG.get().is_some_and(|log| matches!(log.out, Out::File(_)))
 }
 
-/// Writes a line that another process of ours logged with [`init_to_fd`]; anything else becomes the message of a warning.
+/// Writes a line that another process of ours kept; anything else becomes the message of a warning.
 pub fn forward(line: &str) {
     #[derive(serde::Deserialize)]
     struct Line {
@@ -137,8 +157,9 @@ impl Log {
         // One write(2) a line: several processes append to the same file. A log that can't be written (a full disk, a
         // closed stderr) must not fail a container.
         match &self.out {
-            Some(file) => (&mut &*file).write_all(line.as_bytes()).ok(),
-            None => std::io::stderr().write_all(line.as_bytes()).ok(),
+            Out::File(file) => (&mut &*file).write_all(line.as_bytes()).ok(),
+            Out::Stderr => std::io::stderr().write_all(line.as_bytes()).ok(),
+            Out::Kept(lines) => lines.lock().map(|mut lines| lines.push(line.to_owned())).ok(),
         };
     }
 }

@@ -48,10 +48,10 @@ impl Cgroup {
             return Ok(birth);
         }
         for node in &self.v1 {
-            let path = paths::below(&node.path, subs.of(node))?;
-            birth
-                .join
-                .extend(self.tolerate(file::open_for_write(&path.join("tasks")), &path)?);
+            let sub = subs.of(node);
+            let path = paths::below(&node.path, sub)?;
+            let tasks = self.tolerate(file::open_for_write(&path.join("tasks")), &path);
+            birth.join.extend(tasks.map_err(|error| joining(sub, error))?);
         }
         if let Some(path) = &self.unified {
             let sub = if self.is_legacy() {
@@ -63,7 +63,10 @@ impl Cgroup {
             match open_dir(&path) {
                 // On a hybrid host nothing depends on it.
                 Err(_) if self.is_legacy() => {}
-                opened => birth.enter(self.tolerate(opened, &path)?, &path),
+                opened => {
+                    let opened = self.tolerate(opened, &path);
+                    birth.enter(opened.map_err(|error| joining(sub, error))?, &path);
+                }
             }
         }
         Ok(birth)
@@ -115,6 +118,8 @@ impl Cgroup {
 
     /// Makes the systemd scope around `pid`, waits for systemd's job, applies the limits systemd doesn't know.
     ///
+    /// After an error [`Cgroup::destroy`] undoes what was done; a unit that was not made here is left alone.
+    ///
     /// With a scope that is there already (`exec` without privileges) asks systemd to move `pid` into it.
     pub fn attach(&mut self, pid: Pid) -> Result<(), Error> {
         if let Some(pending) = self.pending.take() {
@@ -147,6 +152,14 @@ impl Birth {
             .as_ref()
             .and_then(|_| file::open_for_write(&path.join("cgroup.procs")).ok());
         self.into = dir;
+    }
+}
+
+/// The error for a cgroup that the caller named.
+fn joining(sub: &str, error: Error) -> Error {
+    match error {
+        Error::Call { path, errno, .. } if !sub.is_empty() => Error::Join { path, errno },
+        other => other,
     }
 }
 

@@ -20,17 +20,18 @@ impl Access {
     pub const ALL: Self = Self(7);
     const NONE: Self = Self(0);
 
-    fn parse(text: &str) -> Option<Self> {
-        let mut access = Self::NONE;
+    /// The modes, if there are any, and the letters that are none.
+    fn parse(text: &str) -> Option<(Self, String)> {
+        let (mut access, mut unknown) = (Self::NONE, String::new());
         for letter in text.chars() {
-            access.0 |= match letter {
-                'r' => Self::READ.0,
-                'w' => Self::WRITE.0,
-                'm' => Self::MKNOD.0,
-                _ => return None,
-            };
+            match letter {
+                'r' => access.0 |= Self::READ.0,
+                'w' => access.0 |= Self::WRITE.0,
+                'm' => access.0 |= Self::MKNOD.0,
+                other => unknown.push(other),
+            }
         }
-        (access != Self::NONE).then_some(access)
+        (access != Self::NONE).then_some((access, unknown))
     }
 
     pub fn contains(self, other: Self) -> bool {
@@ -119,8 +120,13 @@ impl Rule {
                 format!("device access at {index} field cannot be empty"),
             ));
         }
-        let access =
-            Access::parse(text).ok_or_else(|| error("access", format!("{text:?} has modes other than r, w and m")))?;
+        let (access, unknown) =
+            Access::parse(text).ok_or_else(|| error("access", format!("{text:?} has none of the modes r, w and m")))?;
+        if !unknown.is_empty() {
+            // runc says nothing at all, and bundles with an `a` there are about.
+            let field = format!("linux.resources.devices[{index}].access");
+            tracing::warn!("{field}: ignoring {unknown:?} in {text:?}: the modes are r, w and m");
+        }
         let kind = match rule.typ().unwrap_or_default() {
             LinuxDeviceType::A => {
                 return Ok(Self {
@@ -232,7 +238,7 @@ impl Emulator {
                 minor: number()?,
                 kind,
             };
-            emulator.add(device, Access::parse(fields.next()?)?);
+            emulator.add(device, Access::parse(fields.next()?)?.0);
         }
         Some(emulator)
     }

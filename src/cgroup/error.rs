@@ -106,6 +106,14 @@ pub enum Error {
         /// The content of `cgroup.type`.
         kind: String,
     },
+    /// The cgroup that `exec --cgroup` names is not there. Words are runc's.
+    #[error("error adding pid to cgroup {path}: {errno}", path = path.display(), errno = errno.desc())]
+    Join {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        errno: Errno,
+    },
     /// `exec --cgroup` left the container's cgroup.
     #[error("bad sub cgroup path: {0}")]
     SubCgroup(String),

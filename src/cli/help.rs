@@ -1,6 +1,7 @@
 //! `--version`, `--help`, and what is shown for a wrong command line.
 
 use super::{SPEC_VERSION, print};
+use crate::launch;
 use clap::Command;
 
 /// The commit that the build was made from, if the build says so.
@@ -53,19 +54,20 @@ const COMMANDS: &[(&str, &str)] = &[
     ("help, h", "Shows a list of commands or help for one command"),
 ];
 
+/// `{}` is the name that proa was called by.
 const GENERAL: &str = "\
 NAME:
-   proa - an OCI container runtime for Linux and WebAssembly entrypoints
+   {} - Open Container Initiative runtime for Linux and WebAssembly entrypoints
 
 proa is called by container engines, or by hand, exactly as runc is. A container is described by a bundle: a directory with
 a specification file named \"config.json\" and a root filesystem.
 
 To start a new instance of a container:
 
-    # proa run [ -b bundle ] <container-id>
+    # {} run [ -b bundle ] <container-id>
 
 USAGE:
-   proa [global options] command [command options] [arguments...]
+   {} [global options] command [command options] [arguments...]
 
 COMMANDS:
 ";
@@ -88,7 +90,7 @@ pub fn general() -> String {
         .iter()
         .map(|(name, about)| format!("   {name:<12}{about}\n"))
         .collect();
-    format!("{GENERAL}{commands}{GLOBAL}")
+    format!("{}{commands}{GLOBAL}", GENERAL.replace("{}", &launch::program()))
 }
 
 fn about(verb: &str) -> Option<&'static str> {
@@ -99,8 +101,9 @@ fn about(verb: &str) -> Option<&'static str> {
 pub fn verb(command: &mut Command) -> String {
     let name = command.get_name().to_owned();
     let about = about(&name).unwrap_or_default();
-    let mut shown = command.clone().bin_name(format!("proa {name}"));
-    format!("NAME:\n   proa {name} - {about}\n\n{}", shown.render_help())
+    let program = launch::program();
+    let mut shown = command.clone().bin_name(format!("{program} {name}"));
+    format!("NAME:\n   {program} {name} - {about}\n\n{}", shown.render_help())
 }
 
 /// On stdout, as runc does; the error itself goes to the log.

@@ -76,9 +76,9 @@ enum Error {
     Format,
     #[error("write to stdout: {0}")]
     Stdout(#[source] std::io::Error),
-    #[error("proa create failed: {0}")]
+    #[error("{program} create failed: {0}", program = launch::program())]
     Create(#[source] Box<Error>),
-    #[error("proa run failed: {0}")]
+    #[error("{program} run failed: {0}", program = launch::program())]
     Run(#[source] Box<Error>),
     #[error("exec failed: {0}")]
     Exec(#[source] Box<Error>),

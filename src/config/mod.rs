@@ -42,7 +42,7 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A field has a value that the runtime-spec does not know.
-    #[error("{path}: {field}: {source}", path = path.display())]
+    #[error("{path}: {field}: {what}{source}", path = path.display(), what = runcs_words(field))]
     Value {
         /// The file.
         path: PathBuf,
@@ -103,9 +103,29 @@ impl Config {
 
     /// Parses `raw`; `path` is for messages.
     pub fn parse(raw: Vec<u8>, path: &Path) -> Result<Self, Error> {
-        match serde_json::from_slice(&raw) {
-            Ok(spec) => Ok(Self { spec, raw }),
-            Err(_) => Self::parse_leniently(&raw, path),
+        let mut config = match serde_json::from_slice(&raw) {
+            Ok(spec) => Self { spec, raw },
+            Err(_) => Self::parse_leniently(&raw, path)?,
+        };
+        config.forget_absent_pids_limit();
+        Ok(config)
+    }
+
+    /// oci-spec's types make a limit of 0 out of `"pids": {}`, which asks for none. Only the document can tell.
+    fn forget_absent_pids_limit(&mut self) {
+        let linux = self.spec.linux_mut().as_mut();
+        let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) else {
+            return;
+        };
+        if resources.pids().is_none_or(|pids| pids.limit() != 0) {
+            return;
+        }
+        let document: Value = serde_json::from_slice(&self.raw).unwrap_or_default();
+        if document
+            .pointer("/linux/resources/pids/limit")
+            .is_none_or(Value::is_null)
+        {
+            resources.set_pids(None);
         }
     }
 
@@ -196,6 +216,15 @@ fn typed<T: serde::de::DeserializeOwned>(document: &Value, path: &Path) -> Resul
     })
 }
 
+/// What runc calls a wrong value, where callers look for it.
+fn runcs_words(field: &str) -> &'static str {
+    match field {
+        "linux.memoryPolicy" | "linux.memoryPolicy.mode" => "invalid memory policy mode: ",
+        _ if field.starts_with("linux.memoryPolicy.flags") => "invalid memory policy flag: ",
+        _ => "",
+    }
+}
+
 /// Drops members that are `null`: for Go's decoder, and so for the tools that write bundles, null is absent.
 fn without_nulls(value: &mut Value) {
     match value {
@@ -208,8 +237,9 @@ fn without_nulls(value: &mut Value) {
     }
 }
 
-/// What runc lets pass in a `process`: no `user`, no `cwd` (which then is refused by name), capabilities that this build
-/// doesn't know (newer engines list all of the newest kernel's).
+/// What runc lets pass in a `process`: no `user`, no `cwd` (which then is refused by name), the kernel's own name of a
+/// scheduler flag that the specification shortens, capabilities that this build doesn't know (newer engines list all of the
+/// newest kernel's).
 fn complete_process(process: &mut Value) {
     let Value::Object(process) = process else { return };
     process
@@ -219,6 +249,11 @@ fn complete_process(process: &mut Value) {
     if let Some(Value::Object(user)) = process.get_mut("user") {
         user.entry("uid").or_insert_with(|| 0.into());
         user.entry("gid").or_insert_with(|| 0.into());
+    }
+    if let Some(Value::Array(flags)) = process.get_mut("scheduler").and_then(|it| it.get_mut("flags")) {
+        for flag in flags.iter_mut().filter(|flag| *flag == "SCHED_FLAG_RESET_ON_FORK") {
+            *flag = "SCHED_RESET_ON_FORK".into();
+        }
     }
     let Some(Value::Object(sets)) = process.get_mut("capabilities") else {
         return;
@@ -265,11 +300,32 @@ mod tests {
     }
 
     #[test]
+    fn an_absent_pids_limit_is_not_zero() {
+        let limit = |pids: &str| {
+            let text = format!(r#"{{"ociVersion": "1.0.2", "linux": {{"resources": {{"pids": {pids}}}}}}}"#);
+            let config = parse(&text).unwrap();
+            let resources = config.spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
+            resources.pids().as_ref().map(|pids| pids.limit())
+        };
+        let texts = ["{}", r#"{"limit": null}"#, r#"{"limit": 0}"#, r#"{"limit": 7}"#];
+        assert_eq!(texts.map(limit), [None, None, Some(0), Some(7)]);
+    }
+
+    #[test]
     fn what_go_lets_pass_passes() {
         let config = parse(r#"{"process":{"cwd":"/","args":["x"]},"mounts":[{"destination":"/proc","options":null}]}"#);
         let config = config.unwrap();
         assert_eq!(config.process().unwrap().user().uid(), 0);
         assert_eq!(config.spec.mounts().as_ref().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn the_kernels_name_of_a_scheduler_flag_passes() {
+        let text = r#"{"process":{"cwd":"/","args":["x"],
+            "scheduler":{"policy":"SCHED_DEADLINE","flags":["SCHED_FLAG_RESET_ON_FORK"]}}}"#;
+        let config = parse(text).unwrap();
+        let scheduler = config.process().unwrap().scheduler().as_ref().unwrap();
+        assert_eq!(scheduler.flags().as_ref().unwrap().len(), 1);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //!     | <-- NeedMaps ------------------------ |   only a process in the middle that makes a user namespace
 //!     | --- Go -----------------------------> |   user namespace mapped, systemd scope made (only if one is asked for)
 //!     | <-- Child(pid) ---------------------- |   only from a process in the middle, which then ends
-//!     | <-- Warning(text) ------------------- |   at any time
+//!     | <-- Log(line) ----------------------- |   at any time
 //!     | <-- Mounted ------------------------- |   only if there are prestart or createRuntime hooks
 //!     | --- Go -----------------------------> |   ... which have run
 //!     | <-- Ready --------------------------- |   next come the user and the capabilities
@@ -51,8 +51,8 @@ pub enum Message {
     Listener(RawFd),
     /// Init waits for `start`.
     Created,
-    /// Something to be logged.
-    Warning(String),
+    /// A line for the log, see [`crate::logging::forward`].
+    Log(String),
     /// Init failed and ends.
     Failed(String),
     /// Go on.
@@ -110,7 +110,7 @@ impl Channel {
                 (b'L', &number)
             }
             Message::Created => (b'R', ""),
-            Message::Warning(text) => (b'W', text),
+            Message::Log(text) => (b'W', text),
             Message::Failed(text) => (b'F', text),
             Message::Go => (b'G', ""),
             Message::Start => (b'S', ""),
@@ -151,7 +151,7 @@ impl Channel {
             b'Y' => Message::Ready,
             b'L' => Message::Listener(number(text)?),
             b'R' => Message::Created,
-            b'W' => Message::Warning(text),
+            b'W' => Message::Log(text),
             b'F' => Message::Failed(text),
             b'G' => Message::Go,
             b'S' => Message::Start,

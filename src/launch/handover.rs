@@ -49,6 +49,8 @@ pub struct Handover {
     pub start_socket: Option<RawFd>,
     /// How many descriptors after stdio the program inherits.
     pub preserve: u32,
+    /// `--debug`.
+    pub debug: bool,
 }
 
 /// What the process in the middle does before it makes the container's init.

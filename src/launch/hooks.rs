@@ -2,13 +2,14 @@
 
 use crate::state::Record;
 use nix::errno::Errno;
+use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use oci_spec::runtime::Hook;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
@@ -29,7 +30,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// It ended badly.
-    #[error("error running {kind} hook #{index}: {status}, stdout: {stdout}, stderr: {stderr}")]
+    #[error("error running {kind} hook #{index}: {ended}, stdout: {stdout}, stderr: {stderr}", ended = ended(*status))]
     Status {
         /// e.g. `createRuntime`.
         kind: &'static str,
@@ -72,15 +73,42 @@ pub fn state(record: &Record, status: &str, pid: i32) -> serde_json::Value {
     state
 }
 
-/// Runs the hooks of one kind in order; the first that fails ends it.
-pub fn run_all(kind: &'static str, hooks: &[Hook], state: &serde_json::Value) -> Result<(), Error> {
+/// How a process ended, in Go's words.
+fn ended(status: ExitStatus) -> String {
+    let core = if status.core_dumped() { " (core dumped)" } else { "" };
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(libc::SIGSYS)) => format!("signal: bad system call{core}"),
+        (None, Some(libc::SIGKILL)) => "signal: killed".into(),
+        (None, Some(libc::SIGSEGV)) => format!("signal: segmentation fault{core}"),
+        (None, Some(libc::SIGABRT)) => format!("signal: aborted{core}"),
+        (None, Some(libc::SIGTERM)) => "signal: terminated".into(),
+        (None, Some(signal)) => format!("signal: {signal}{core}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// Runs the hooks of one kind in order; the first that fails ends it. A hook that says nothing of its environment gets
+/// `environment`, or this process's.
+pub fn run_all(
+    kind: &'static str,
+    hooks: &[Hook],
+    state: &serde_json::Value,
+    environment: Option<&[String]>,
+) -> Result<(), Error> {
     hooks
         .iter()
         .enumerate()
-        .try_for_each(|(index, hook)| run(kind, index, hook, state))
+        .try_for_each(|(index, hook)| run(kind, index, hook, state, environment))
 }
 
-fn run(kind: &'static str, index: usize, hook: &Hook, state: &serde_json::Value) -> Result<(), Error> {
+fn run(
+    kind: &'static str,
+    index: usize,
+    hook: &Hook,
+    state: &serde_json::Value,
+    environment: Option<&[String]>,
+) -> Result<(), Error> {
     let start = |source| Error::Start {
         kind,
         index,
@@ -101,7 +129,7 @@ fn run(kind: &'static str, index: usize, hook: &Hook, state: &serde_json::Value)
     if let Some((first, rest)) = hook.args().as_deref().and_then(<[String]>::split_first) {
         command.arg0(first).args(rest);
     }
-    if let Some(env) = hook.env() {
+    if let Some(env) = hook.env().as_deref().or(environment) {
         command
             .env_clear()
             .envs(env.iter().filter_map(|entry| entry.split_once('=')));

@@ -13,6 +13,8 @@ pub mod spawn;
 mod start;
 mod terminal;
 
+pub use parent::program;
+
 use crate::cgroup;
 use crate::config::Config;
 use crate::state::{Container, Store};

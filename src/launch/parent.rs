@@ -3,6 +3,7 @@
 use super::channel::{Channel, Message};
 use super::image::Image;
 use super::{CreateOptions, Error, hooks};
+use crate::cgroup;
 use crate::host::Host;
 use crate::plan::{Plan, Request};
 use crate::process::{self, Filter};
@@ -20,26 +21,32 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// How many descriptors `$LISTEN_FDS` and `--preserve-fds` name, each of which must be open.
-pub fn preserved_descriptors(preserve_fds: u32) -> Result<u32, Error> {
-    let count = listen_fds() + preserve_fds;
+/// How many descriptors after stdio the program inherits: `listen_fds` and those of `--preserve-fds`, each of which must be
+/// open.
+pub fn preserved_descriptors(listen_fds: u32, preserve_fds: u32) -> Result<u32, Error> {
+    let count = listen_fds.saturating_add(preserve_fds);
     // What is close-on-exec was opened by proa itself (its log): nothing like that can have been inherited.
-    match (3..3 + count as RawFd).find(|fd| !proa_sys::fd::is_inheritable(*fd)) {
-        Some(fd) => Err(Error::PreservedDescriptor { fd, count }),
+    match (3..RawFd::MAX)
+        .zip(0..count)
+        .find(|(fd, _)| !proa_sys::fd::is_inheritable(*fd))
+    {
+        Some((fd, _)) => Err(Error::PreservedDescriptor { fd, count }),
         None => Ok(count),
     }
 }
 
-/// `$LISTEN_FDS`, sd_listen_fds(3).
+/// `$LISTEN_FDS`, sd_listen_fds(3): those of this very process, not of one before it that left the variables behind.
 pub fn listen_fds() -> u32 {
-    std::env::var("LISTEN_FDS")
-        .ok()
-        .and_then(|count| count.parse().ok())
-        .unwrap_or(0)
+    let number = |name| -> Option<u32> { std::env::var(name).ok()?.parse().ok() };
+    match number("LISTEN_PID") {
+        Some(pid) if pid == std::process::id() => number("LISTEN_FDS").unwrap_or(0),
+        _ => 0,
+    }
 }
 
-/// The name proa was called by, which can select the Wasm hull.
-fn program() -> String {
+/// The name proa was called by: the name of its file, or of a link to it. It can select the Wasm hull, and messages that
+/// callers know from runc begin with it.
+pub fn program() -> String {
     std::env::args_os()
         .next()
         .as_deref()
@@ -64,26 +71,27 @@ pub fn resolve(config: &crate::config::Config, host: &Host, options: &CreateOpti
 }
 
 /// What is known of the container before it exists.
-pub fn record(plan: &Plan, host: &Host) -> Record {
-    Record {
+pub fn record(plan: &Plan, host: &Host, cgroup: cgroup::Saved) -> Result<Record, Error> {
+    Ok(Record {
         oci_version: plan.oci_version.clone(),
         id: plan.id.clone(),
         pid: 0,
+        creator: Some(state::Creator::this_process()?),
         start_time: 0,
         bundle: plan.bundle.clone(),
         rootfs: plan.rootfs.root().to_path_buf(),
         created: crate::logging::timestamp(),
         annotations: plan.annotations.clone(),
         owner: host.euid,
-        cgroup: Default::default(),
+        cgroup,
         hull: plan.hull,
         terminal: plan.process.terminal,
-    }
+    })
 }
 
 /// The compiled seccomp filter; compiled ones are kept beside the containers' states.
 pub fn filter(profile: &LinuxSeccomp, store: &Store) -> Result<Filter, Error> {
-    Ok(process::filter(profile, &store.root().join(".cache/seccomp"))?)
+    Ok(process::filter(profile, &store.cache().join("seccomp"))?)
 }
 
 /// Where a seccomp listener goes: `linux.seccomp.listenerPath` and `listenerMetadata`.
@@ -133,7 +141,7 @@ impl Attendant<'_> {
     /// Answers `message`, which is none that the caller waits for.
     pub fn serve(&self, channel: &Channel, message: Message) -> Result<(), Error> {
         match message {
-            Message::Warning(text) => tracing::warn!("{text}"),
+            Message::Log(line) => crate::logging::forward(&line),
             Message::Failed(text) => return Err(Error::Init(text)),
             Message::Listener(number) => {
                 let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;
@@ -203,11 +211,17 @@ impl Attendant<'_> {
 
 /// Waits for one message that must come.
 pub fn expect(channel: &Channel, wanted: impl Fn(&Message) -> bool) -> Result<Message, Error> {
-    match channel.receive()? {
-        Some(message) if wanted(&message) => Ok(message),
-        Some(Message::Failed(text)) => Err(Error::Init(text)),
-        Some(other) => Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
-        None => Err(Error::InitGone),
+    loop {
+        return match channel.receive()? {
+            Some(message) if wanted(&message) => Ok(message),
+            Some(Message::Log(line)) => {
+                crate::logging::forward(&line);
+                continue;
+            }
+            Some(Message::Failed(text)) => Err(Error::Init(text)),
+            Some(other) => Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
+            None => Err(Error::InitGone),
+        };
     }
 }
 

@@ -5,7 +5,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, socketpair,
 };
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
 /// The two ends of what a terminal's master travels over.
@@ -42,7 +42,8 @@ pub fn offer(detach: bool, terminal: bool, socket: Option<&Path>) -> Result<Offe
 }
 
 impl Offer {
-    /// The master, which init sends before it reports that it is ready.
+    /// The master, which init sends before it reports that it is ready. To be taken before the program runs, which may
+    /// print at once.
     pub fn receive(self) -> Result<Option<OwnedFd>, Error> {
         let Some(ours) = self.ours else {
             return Ok(None);
@@ -67,11 +68,25 @@ impl Offer {
             if let ControlMessageOwned::ScmRights(fds) = part
                 && let Some(fd) = fds.first()
             {
-                return Ok(Some(proa_sys::fd::inherit(*fd).map_err(failed)?));
+                let master = proa_sys::fd::inherit(*fd).map_err(failed)?;
+                keep_newlines(master.as_fd())?;
+                return Ok(Some(master));
             }
         }
         Err(Error::InitGone)
     }
+}
+
+/// What the container prints passes our own terminal too, which makes a newline a new line; and where stdout is a pipe or a
+/// file, it gets what the program wrote. So the container's terminal leaves newlines alone, as with runc.
+fn keep_newlines(master: BorrowedFd<'_>) -> Result<(), Error> {
+    let failed = |errno: rustix::io::Errno| Error::Call {
+        call: "tcsetattr(terminal, -ONLCR)".into(),
+        errno: nix::errno::Errno::from_raw(errno.raw_os_error()),
+    };
+    let mut modes = rustix::termios::tcgetattr(master).map_err(failed)?;
+    modes.output_modes.remove(rustix::termios::OutputModes::ONLCR);
+    rustix::termios::tcsetattr(master, rustix::termios::OptionalActions::Now, &modes).map_err(failed)
 }
 
 #[cfg(test)]

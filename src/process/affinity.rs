@@ -27,9 +27,26 @@ pub(super) fn parse_list(list: &str) -> Result<Vec<u32>, String> {
     Ok(numbers.into_iter().collect())
 }
 
+/// `cpus`, ascending, as a hexadecimal mask.
+pub(super) fn mask(cpus: &[u32]) -> String {
+    let mut digits = vec![0; cpus.last().map_or(0, |last| last / 4) as usize + 1];
+    for cpu in cpus {
+        digits[(cpu / 4) as usize] |= 1 << (cpu % 4);
+    }
+    let digits = digits.iter().rev().map(|digit| format!("{digit:x}"));
+    format!("0x{}", digits.collect::<String>())
+}
+
 #[cfg(test)]
 mod tests {
-    use super::parse_list;
+    use super::{mask, parse_list};
+
+    #[test]
+    fn masks_are_hexadecimal() {
+        assert_eq!(mask(&[]), "0x0");
+        assert_eq!(mask(&[0, 1]), "0x3");
+        assert_eq!(mask(&[1, 5, 64]), "0x10000000000000022");
+    }
 
     #[test]
     fn lists_as_the_kernel_writes_them() {

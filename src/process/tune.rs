@@ -1,6 +1,6 @@
 //! What the parent does to the container's process from outside, with the host's privileges.
 
-use super::{Affinity, Error, Plan, Rlimit, lsm, rdt};
+use super::{Affinity, Error, Plan, Rlimit, affinity, lsm, rdt};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use oci_spec::runtime::PosixRlimitType;
@@ -59,16 +59,17 @@ fn set_oom_score(score: i32, pid: Pid) -> Result<(), Error> {
 }
 
 /// The process must not inherit its caller's affinity: without one of its own it gets every CPU of its cpuset.
-fn set_affinity(affinity: Option<&Affinity>, pid: Pid) -> Result<(), Error> {
-    let Some(affinity) = affinity else {
+fn set_affinity(wanted: Option<&Affinity>, pid: Pid) -> Result<(), Error> {
+    let Some(wanted) = wanted else {
         // Only less than all CPUs is lost if this fails.
         if let Err(errno) = security::sched_reset_affinity(pid.as_raw()) {
             tracing::warn!("resetting the CPU affinity of pid {pid} failed: {errno}");
         }
         return Ok(());
     };
-    for (which, cpus) in [("initial", &affinity.initial), ("final", &affinity.last)] {
+    for (which, cpus) in [("initial", &wanted.initial), ("final", &wanted.last)] {
         if !cpus.is_empty() {
+            tracing::debug!("nsexec[{pid}]: affinity: {}", affinity::mask(cpus));
             let call = format!("error setting {which} CPU affinity: sched_setaffinity({pid}, {cpus:?})");
             security::sched_setaffinity(pid.as_raw(), cpus).map_err(Error::call(call))?;
         }

@@ -22,7 +22,7 @@ pub enum Error {
         problem: String,
     },
     /// A mount failed (runc's words).
-    #[error("{field}: error mounting {what:?} to rootfs at {destination:?}: {cause}")]
+    #[error("error mounting {what:?} to rootfs at {destination:?} ({field}): {cause}")]
     Mount {
         /// `mounts[N]`.
         field: String,

@@ -83,6 +83,9 @@ struct Mount {
     idmap: Option<Idmap>,
     /// The detached mount that [`open_sources`] made.
     opened: Option<RawFd>,
+    /// `MOUNT_ATTR_*` of the source, if the container has a user namespace: what the kernel would not let that one take off,
+    /// had it made the mount itself.
+    locked: Option<u32>,
 }
 
 /// What is mounted.
@@ -104,6 +107,8 @@ struct Idmap {
     maps: Option<(String, String)>,
     /// The user namespace to take the map from.
     path: Option<PathBuf>,
+    /// The user namespace that [`open_sources`] made.
+    opened: Option<RawFd>,
 }
 
 type Id = u32;

@@ -3,7 +3,7 @@
 use super::error::{Error, Named, Raw};
 use super::resolve::{Missing, Place, Root};
 use super::tree::{self, Change, Source};
-use super::{Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc};
+use super::{Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc, sources};
 use proa_sys::Errno;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat};
 use rustix::mount::{MountAttrFlags as Attr, MountFlags as Flag};
@@ -111,7 +111,8 @@ fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
         // Devices, links and copied files still have to be put there.
         flags &= !Flag::RDONLY.bits();
     }
-    if name == "tmpfs" && !data.split(',').any(|option| option.starts_with("mode=")) {
+    // A tmpfs looks like the directory that it hides, if there was one.
+    if name == "tmpfs" && !place.new && !data.split(',').any(|option| option.starts_with("mode=")) {
         let stat = fstat(&place.fd).call(|| format!("fstat({:?})", place.real))?;
         data = join(&format!("mode={:04o}", stat.st_mode & 0o7777), &data);
     }
@@ -166,7 +167,11 @@ fn ordinary_directory(scene: &Scene<'_>, name: &str) -> Result<Place, Error> {
         )
     };
     match scene.root.open_with(path, flags, ResolveFlags::NO_SYMLINKS) {
-        Ok(fd) => Ok(Place { fd, real: path.clone() }),
+        Ok(fd) => Ok(Place {
+            fd,
+            real: path.clone(),
+            new: false,
+        }),
         Err(Errno::ELOOP | Errno::ENOTDIR) => Err(refuse()),
         Err(Errno::ENOENT) => {
             let place = scene.place(|| Ok(Missing::Dir))?;
@@ -192,6 +197,7 @@ fn bind(scene: &Scene<'_>) -> Result<(), Error> {
         options,
         source,
         opened,
+        idmap,
         destination,
         ..
     } = scene.mount;
@@ -199,6 +205,7 @@ fn bind(scene: &Scene<'_>) -> Result<(), Error> {
     let nofollow = options.source_nofollow;
     let tree = match opened {
         Some(fd) => Ok(proa_sys::fd::inherit(*fd).call(|| format!("fcntl({fd}, F_GETFD)"))?),
+        None if idmap.is_some() => sources::open(scene.mount, false)?.ok_or(Errno::ENOSYS),
         None => tree::detached(Source::Path { path: source, nofollow }, recursive),
     };
     let tree = match tree {
@@ -246,7 +253,7 @@ fn bind_place(scene: &Scene<'_>, source: BorrowedFd<'_>) -> Result<Place, Error>
 }
 
 /// A bind mount starts with the flags of what it shows. If the bundle gives any, they replace those (as mount(8) does),
-/// except that a user namespace may not take off what its creator put on.
+/// except that a user namespace may not take off what its creator put on: what is not named stays, what is named is refused.
 fn flags(tree: BorrowedFd<'_>, mount: &Mount) -> Result<(), Error> {
     let ignored = (Flag::BIND | Flag::REC | Flag::SILENT).bits() | options::REMOUNT.bits();
     let wanted = mount.options.flags & !ignored;
@@ -261,7 +268,8 @@ fn flags(tree: BorrowedFd<'_>, mount: &Mount) -> Result<(), Error> {
         .bits();
     let set = tree::attributes(wanted);
     let atime = (Flag::NOATIME | Flag::RELATIME | Flag::STRICTATIME | Flag::NODIRATIME).bits();
-    let modes = if (wanted | mount.options.cleared) & atime != 0 {
+    // Taking an access-time mode off says nothing about which comes instead, so nothing changes (fs/namespace.c, path_mount).
+    let modes = if wanted & atime != 0 {
         (Attr::MOUNT_ATTR__ATIME | Attr::MOUNT_ATTR_NODIRATIME).bits()
     } else {
         0
@@ -273,11 +281,16 @@ fn flags(tree: BorrowedFd<'_>, mount: &Mount) -> Result<(), Error> {
     } else {
         plain & !set
     };
+    let lockable = plain & !Attr::MOUNT_ATTR_NOSYMFOLLOW.bits();
     let change = Change {
         set,
-        clear: clear | (modes & !(set & Attr::MOUNT_ATTR_NODIRATIME.bits())),
+        clear: clear & !(mount.locked.unwrap_or(0) & lockable) | (modes & !(set & Attr::MOUNT_ATTR_NODIRATIME.bits())),
         recursive: false,
     };
+    let forbidden = |locked| named & locked & lockable != 0 || (set ^ locked) & modes != 0;
+    if mount.locked.is_some_and(forbidden) {
+        return Err(Errno::EPERM).call(|| format!("mount_setattr({:?}, {change:x?})", mount.destination));
+    }
     let result = tree::change(tree, change).or_else(|errno| match errno {
         Errno::EPERM => tree::change(
             tree,

@@ -22,7 +22,15 @@ pub(super) fn prepare(plan: &Plan) -> Result<OwnedFd, Error> {
     };
     change(Path::new("/"), propagation)?;
     if !closed(plan) {
-        parent_private(&plan.root)?;
+        let slave = plan.propagation & SLAVE != 0;
+        parent_closed(
+            &plan.root,
+            if slave {
+                Propagation::DOWNSTREAM
+            } else {
+                Propagation::PRIVATE
+            },
+        )?;
     }
     let root = open_dir_no_symlinks(CWD, &plan.root).call(|| format!("open({:?}, O_PATH|O_DIRECTORY)", plan.root))?;
     match tree::detached(tree::Source::Fd(root.as_fd()), true) {
@@ -52,17 +60,18 @@ fn change(path: &Path, propagation: u32) -> Result<(), Error> {
         .call(|| format!("mount(NULL, {path:?}, NULL, {propagation:#x})"))
 }
 
-/// pivot_root(2) refuses a new root whose parent mount is shared, and what is mounted below would appear on the host.
-fn parent_private(root: &Path) -> Result<(), Error> {
+/// pivot_root(2) refuses a new root whose parent mount is shared, and what is mounted below would appear on the host. The
+/// root, a copy of that mount, is to be a slave of the host's still if the bundle says so.
+fn parent_closed(root: &Path, propagation: Propagation) -> Result<(), Error> {
     for path in root.ancestors() {
-        match mount_change(path, Propagation::PRIVATE) {
+        match mount_change(path, propagation) {
             Ok(()) => return Ok(()),
             // Not a mount point: its mount is one further up.
             Err(rustix::io::Errno::INVAL) => {}
-            Err(errno) => return Err(errno).call(|| format!("mount(NULL, {path:?}, NULL, MS_PRIVATE)")),
+            Err(errno) => return Err(errno).call(|| format!("mount(NULL, {path:?}, NULL, {propagation:?})")),
         }
     }
-    Err(Errno::EINVAL).call(|| "mount(NULL, \"/\", NULL, MS_PRIVATE)")
+    Err(Errno::EINVAL).call(|| format!("mount(NULL, \"/\", NULL, {propagation:?})"))
 }
 
 /// Makes `root` the process's root, and takes the host's out of the namespace.

@@ -37,7 +37,7 @@ pub(super) fn build(
     let private = spaces.find(Ns::Mount).is_some();
     let userns = spaces.find(Ns::User).is_some();
     let linux = spec.linux().as_ref();
-    let list = |paths: Option<&Vec<String>>| paths.cloned().unwrap_or_default();
+    let list = |paths: Option<&Vec<String>>| paths.map(|paths| distinct(paths)).unwrap_or_default();
     let masked = list(linux.and_then(|l| l.masked_paths().as_ref()));
     let readonly_paths = list(linux.and_then(|l| l.readonly_paths().as_ref()));
     let restricts = !(masked.is_empty() && readonly_paths.is_empty());
@@ -50,7 +50,7 @@ pub(super) fn build(
     let propagation = root_propagation(spec, options)?;
     let mut mounts = Vec::new();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        mounts.push(build_mount(index, mount, spec, bundle, host)?);
+        mounts.push(build_mount(index, mount, spec, (bundle, &root), host)?);
     }
     // A /dev that is the host's is not ours to change.
     let setup_dev = !mounts
@@ -67,8 +67,8 @@ pub(super) fn build(
         devices: if setup_dev { devices(spec)? } else { Vec::new() },
         setup_dev,
         mounts,
-        masked: masked.into_iter().map(PathBuf::from).collect(),
-        readonly_paths: readonly_paths.into_iter().map(PathBuf::from).collect(),
+        masked,
+        readonly_paths,
         sysctl: sysctls(spec, &spaces, host_net)?,
         label: linux
             .and_then(|l| l.mount_label().clone())
@@ -87,6 +87,13 @@ impl<'a> Namespaces<'a> {
         let found = all.iter().find(|n| n.typ() == typ)?;
         Some(found.path().as_deref().filter(|p| !p.as_os_str().is_empty()))
     }
+}
+
+/// Engines name paths twice; one mount hides a path as well as two.
+fn distinct(paths: &[String]) -> Vec<PathBuf> {
+    let mut seen = std::collections::HashSet::new();
+    let paths = paths.iter().map(PathBuf::from);
+    paths.filter(|path| seen.insert(path.clone())).collect()
 }
 
 fn field(field: impl Into<String>, problem: impl Into<String>) -> Error {
@@ -150,11 +157,16 @@ fn build_mount(
     index: usize,
     mount: &oci_spec::runtime::Mount,
     spec: &Spec,
-    bundle: &Path,
+    (bundle, root): (&Path, &Path),
     host: &Host,
 ) -> Result<Mount, Error> {
     let at = |name: &str| format!("mounts[{index}].{name}");
     let destination = clean(mount.destination());
+    // As with runc, a destination may be given as the path that it has on the host.
+    let destination = match destination.strip_prefix(root) {
+        Ok(inside) if root != Path::new("/") => Path::new("/").join(inside),
+        _ => destination,
+    };
     if !mount.destination().is_absolute() {
         let written = mount.destination().display();
         tracing::warn!(
@@ -200,6 +212,7 @@ fn build_mount(
         options,
         idmap,
         opened: None,
+        locked: None,
     })
 }
 
@@ -297,6 +310,7 @@ fn idmap(
                     recursive,
                     maps: None,
                     path: Some(path.into()),
+                    opened: None,
                 }));
             }
             Some(None) => {
@@ -326,6 +340,7 @@ fn idmap(
         recursive,
         maps: Some((text(&uids), text(&gids))),
         path: None,
+        opened: None,
     }))
 }
 

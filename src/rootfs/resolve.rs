@@ -31,6 +31,8 @@ pub(super) struct Place {
     pub fd: OwnedFd,
     /// Where it is below the root, symbolic links taken; starts with `/`.
     pub real: PathBuf,
+    /// Nothing was there before.
+    pub new: bool,
 }
 
 /// What to make where nothing is.
@@ -128,7 +130,13 @@ impl Root {
     pub(super) fn lookup(&self, path: &Path, nofollow: bool) -> Result<Option<Place>, Error> {
         // Nearly every path is free of links: then one call also tells that `real` is `path`.
         match self.open_with(path, HANDLE, ResolveFlags::NO_SYMLINKS) {
-            Ok(fd) => return Ok(Some(Place { fd, real: path.into() })),
+            Ok(fd) => {
+                return Ok(Some(Place {
+                    fd,
+                    real: path.into(),
+                    new: false,
+                }));
+            }
             Err(Errno::ENOENT) => return Ok(None),
             Err(Errno::ELOOP) => {}
             Err(errno) => return Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH)")),
@@ -137,7 +145,7 @@ impl Root {
         match self.open_with(path, HANDLE | follow, ResolveFlags::empty()) {
             Ok(fd) => {
                 let real = self.real(fd.as_fd())?;
-                Ok(Some(Place { fd, real }))
+                Ok(Some(Place { fd, real, new: false }))
             }
             Err(Errno::ENOENT) => Ok(None),
             Err(errno) => Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)")),
@@ -160,11 +168,15 @@ impl Root {
             && let Ok(parent) = self.open_with(parent, HANDLE | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
             && let Ok(fd) = make_one(parent.as_fd(), &name.to_owned(), missing)
         {
-            return Ok(Place { fd, real: path.into() });
+            return Ok(Place {
+                fd,
+                real: path.into(),
+                new: true,
+            });
         }
         let fd = self.descend(path, missing)?;
         let real = self.real(fd.as_fd())?;
-        Ok(Place { fd, real })
+        Ok(Place { fd, real, new: true })
     }
 
     /// Goes down `path`, making what is missing through the descriptor of the directory above it. A symbolic link to

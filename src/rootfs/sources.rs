@@ -27,19 +27,53 @@ pub fn open_sources(plan: &mut Plan) -> Result<Vec<OwnedFd>, Error> {
         let field = format!("mounts[{}]", mount.index);
         let what = mount.source.display().to_string();
         let destination = mount.destination.clone();
-        let tree = open(mount, keep_shared).map_err(|cause| Error::Mount {
+        // What the mounts before this one put below the root is only seen by init. (With a user namespace it may not map
+        // ids.)
+        let late = mount.source.starts_with(&plan.root) && !(userns && mount.idmap.is_some());
+        let fd = if late {
+            prepare(mount)
+        } else {
+            open_early(mount, userns, keep_shared)
+        };
+        let fd = fd.map_err(|cause| Error::Mount {
             field,
             what,
             destination,
             cause: Box::new(cause),
         })?;
-        mount.opened = tree.as_ref().map(AsRawFd::as_raw_fd);
-        opened.extend(tree);
+        if let Some(fd) = &fd {
+            fcntl_setfd(fd, FdFlags::empty()).call(|| "fcntl(F_SETFD, 0)")?;
+        }
+        opened.extend(fd);
     }
     Ok(opened)
 }
 
-fn open(mount: &mut Mount, keep_shared: bool) -> Result<Option<OwnedFd>, Error> {
+/// What init needs to open the source by itself: the user namespace of its id map, which can't be made in a pid namespace
+/// whose `/proc` is not there yet.
+fn prepare(mount: &mut Mount) -> Result<Option<OwnedFd>, Error> {
+    let Some(idmap) = &mut mount.idmap else {
+        return Ok(None);
+    };
+    let userns = mapped(idmap)?;
+    idmap.opened = userns.as_ref().map(AsRawFd::as_raw_fd);
+    Ok(userns)
+}
+
+fn open_early(mount: &mut Mount, userns: bool, keep_shared: bool) -> Result<Option<OwnedFd>, Error> {
+    let Some(tree) = open(mount, keep_shared)? else {
+        return Ok(None);
+    };
+    if userns {
+        let flags = tree::flags_of(tree.as_fd()).call(|| format!("fstatvfs({:?})", mount.source))?;
+        mount.locked = Some(flags);
+    }
+    mount.opened = Some(tree.as_raw_fd());
+    Ok(Some(tree))
+}
+
+/// A detached copy of the source, with the mount's id map. `None` if it can be had only by mount(2).
+pub(super) fn open(mount: &Mount, keep_shared: bool) -> Result<Option<OwnedFd>, Error> {
     let source = &mount.source;
     let recursive = mount.options.has(Flag::REC);
     let from = Source::Path {
@@ -68,19 +102,26 @@ fn open(mount: &mut Mount, keep_shared: bool) -> Result<Option<OwnedFd>, Error> 
     if let Some(idmap) = &mount.idmap {
         map(&tree, mount, idmap)?;
     }
-    fcntl_setfd(&tree, FdFlags::empty()).call(|| "fcntl(F_SETFD, 0)")?;
     Ok(Some(tree))
 }
 
-fn map(tree: &OwnedFd, mount: &Mount, idmap: &Idmap) -> Result<(), Error> {
-    let userns = match (&idmap.maps, &idmap.path) {
-        (Some((uids, gids)), _) => {
+/// The user namespace that has the id map.
+fn mapped(idmap: &Idmap) -> Result<Option<OwnedFd>, Error> {
+    Ok(Some(match (idmap.opened, &idmap.maps, &idmap.path) {
+        (Some(fd), ..) => proa_sys::fd::inherit(fd).call(|| format!("fcntl({fd}, F_GETFD)"))?,
+        (None, Some((uids, gids)), _) => {
             user_namespace(uids, gids).call(|| format!("clone(CLONE_NEWUSER) with maps {uids:?} and {gids:?}"))?
         }
-        (None, Some(path)) => {
+        (None, None, Some(path)) => {
             openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).call(|| format!("open({path:?})"))?
         }
-        (None, None) => return Ok(()),
+        (None, None, None) => return Ok(None),
+    }))
+}
+
+fn map(tree: &OwnedFd, mount: &Mount, idmap: &Idmap) -> Result<(), Error> {
+    let Some(userns) = mapped(idmap)? else {
+        return Ok(());
     };
     let attributes = Attributes {
         set: MOUNT_ATTR_IDMAP,

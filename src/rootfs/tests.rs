@@ -233,7 +233,7 @@ fn proc_goes_on_a_directory_only() {
             "{error}"
         );
         assert!(
-            error.starts_with("mounts[0]: error mounting \"proc\" to rootfs at \"/proc\": "),
+            error.starts_with("error mounting \"proc\" to rootfs at \"/proc\" (mounts[0]): "),
             "{error}"
         );
     });
@@ -564,7 +564,7 @@ fn a_file_system_that_the_kernel_has_not() {
         assert_eq!(error.errno(), Some(Errno::ENODEV));
         let text = error.to_string();
         assert!(
-            text.starts_with("mounts[1]: error mounting \"x\" to rootfs at \"/etc\": ") && text.contains("nosuchfs")
+            text.starts_with("error mounting \"x\" to rootfs at \"/etc\" (mounts[1]): ") && text.contains("nosuchfs")
         );
         assert!(text.ends_with(": no such device"), "{text}");
     });

@@ -208,6 +208,20 @@ const SAME: [(Attr, StatVfsMountFlags, Flag); 6] = [
     ),
 ];
 
+/// `MOUNT_ATTR_*` of a mount.
+pub(super) fn flags_of(tree: BorrowedFd<'_>) -> Result<u32, Errno> {
+    let now = fstatvfs(tree).map_err(|errno| errno.raw())?.f_flag;
+    let plain = SAME.into_iter().filter(|(_, stat, _)| now.contains(*stat));
+    let mode = if now.contains(StatVfsMountFlags::NOATIME) {
+        Attr::MOUNT_ATTR_NOATIME
+    } else if now.contains(StatVfsMountFlags::RELATIME) {
+        Attr::MOUNT_ATTR_RELATIME
+    } else {
+        Attr::MOUNT_ATTR_STRICTATIME
+    };
+    Ok(plain.fold(mode, |all, (attr, _, _)| all | attr).bits())
+}
+
 /// Changes the propagation of the mount whose root `tree` is.
 pub(super) fn propagate(tree: BorrowedFd<'_>, propagation: u32) -> Result<(), Errno> {
     let recursive = propagation & super::options::REC != 0;

@@ -30,6 +30,9 @@ use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+/// The name under the root that no container can have.
+const CACHE: &str = ".cache";
+
 /// The facts written at create; what changes (status) is computed from the kernel each time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -40,6 +43,8 @@ pub struct Record {
     pub id: String,
     /// Init's pid in the caller's pid namespace. 0 while the container is being created.
     pub pid: i32,
+    /// Who is creating the container, or was killed at it.
+    pub creator: Option<Creator>,
     /// Init's start time, field 22 of proc_pid_stat(5), in clock ticks since boot: tells a reused pid.
     pub start_time: u64,
     /// The bundle directory, absolute.
@@ -60,6 +65,30 @@ pub struct Record {
     pub terminal: bool,
 }
 
+/// A process that creates a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Creator {
+    pid: i32,
+    start_time: u64,
+}
+
+impl Creator {
+    /// The calling process.
+    pub fn this_process() -> Result<Self, Error> {
+        let pid = std::process::id() as i32;
+        let stat = process::Stat::read(pid).ok_or(Error::NoProc)?;
+        Ok(Self {
+            pid,
+            start_time: stat.start_time,
+        })
+    }
+
+    fn lives(self) -> bool {
+        process::alive(self.pid, self.start_time)
+    }
+}
+
 /// Why the state can't be read or written; names the container and the path.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -78,6 +107,9 @@ pub enum Error {
     /// Another proa is creating this container just now.
     #[error("container {0} is being created by another process")]
     Busy(String),
+    /// No procfs on `/proc`.
+    #[error("/proc/self/stat can't be read: is procfs mounted?")]
+    NoProc,
     /// The container's status forbids it.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -158,6 +190,11 @@ impl Store {
         &self.root
     }
 
+    /// Where what can be computed again is kept: not a container's directory, and [`check_id`] never lets it be one.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join(CACHE)
+    }
+
     /// Where container `id` is kept. Only for an id that [`check_id`] accepts.
     pub fn dir(&self, id: &str) -> Result<PathBuf, Error> {
         check_id(id)?;
@@ -209,13 +246,13 @@ impl Store {
     }
 }
 
-/// What runc accepts as an id: ASCII letters, digits, `_`, `+`, `-`, `.`; not `.` or `..`; short enough for a directory's
+/// What runc accepts as an id: ASCII letters, digits, `_`, `+`, `-`, `.`; not `.`, `..` or `.cache`; short enough for a directory's
 /// name (NAME_MAX).
 pub fn check_id(id: &str) -> Result<(), Error> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
     match id {
         "" => Err(Error::EmptyId),
-        "." | ".." => Err(Error::InvalidId(id.into())),
+        "." | ".." | CACHE => Err(Error::InvalidId(id.into())),
         _ if id.len() > 255 || !id.bytes().all(allowed) => Err(Error::InvalidId(id.into())),
         _ => Ok(()),
     }

@@ -2,17 +2,19 @@
 //! the container's init as its own sibling, reports its pid, and ends.
 
 use super::report::Report;
-use super::{Error, inherit};
+use super::{Error, failed, inherit};
 use crate::launch::handover::{Handover, Middle};
 use crate::launch::spawn;
-use crate::namespace::{Kind, enter};
+use crate::namespace::{self, Kind, enter};
+use nix::errno::Errno;
 use proa_sys::clone::Side;
 use std::os::fd::AsFd;
 
 /// Returns in the container's init; the process in the middle itself ends here. An `exec`'s has joined its namespaces
 /// already, so that its child is born with the container's root: others in the container may look at it at once.
-pub fn run(middle: &Middle, handover: &Handover, report: &mut Report) -> Result<(), Error> {
+pub fn run(middle: &Middle, handover: &mut Handover, report: &mut Report) -> Result<(), Error> {
     if let Some(fd) = middle.join_user {
+        join_foreign(handover)?;
         enter::join(Kind::User, inherit(fd)?.as_fd())?;
     }
     if middle.new_user {
@@ -29,6 +31,29 @@ pub fn run(middle: &Middle, handover: &Handover, report: &mut Report) -> Result<
     make_init(middle, handover, report)
 }
 
+/// A namespace that the user namespace to be joined does not own can only be joined before, with the caller's rights; what
+/// those don't allow is left for the user namespace's root. Not the others: with a mount namespace the files change, with
+/// a cgroup namespace the cgroup could not be entered any more.
+fn join_foreign(handover: &mut Handover) -> Result<(), Error> {
+    let mut left = Vec::new();
+    for join in std::mem::take(&mut handover.join) {
+        if !matches!(join.kind, Kind::Network | Kind::Ipc | Kind::Uts) {
+            left.push(join);
+            continue;
+        }
+        let fd = proa_sys::fd::duplicate(join.fd).map_err(failed("fcntl(namespace, F_DUPFD_CLOEXEC)"))?;
+        match enter::join(join.kind, fd.as_fd()) {
+            Ok(()) => {}
+            Err(namespace::Error::Call {
+                errno: Errno::EPERM, ..
+            }) => left.push(join),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    handover.join = left;
+    Ok(())
+}
+
 fn make_init(middle: &Middle, handover: &Handover, report: &mut Report) -> Result<(), Error> {
     let into = middle.into_cgroup.map(inherit).transpose()?;
     let fallback = middle.into_fallback.map(inherit).transpose()?;
@@ -41,6 +66,8 @@ fn make_init(middle: &Middle, handover: &Handover, report: &mut Report) -> Resul
         .new
         .iter()
         .fold(libc::CLONE_PARENT as u64, |flags, kind| flags | kind.flag());
+    // Or the child would have the same lines to tell.
+    report.flush()?;
     let side = spawn::clone_into(flags, into.as_ref(), middle.optional).map_err(|errno| spawn::Error::Clone {
         namespaces: middle.new.clone(),
         errno,

@@ -9,6 +9,7 @@ mod terminal;
 use super::channel::{self, Channel};
 use super::handover::{self, Handover, JoinProcess};
 use super::{hooks, spawn};
+use crate::logging;
 use crate::namespace::{self, Kind, enter};
 use crate::process::{self, Filter};
 use crate::rootfs;
@@ -105,23 +106,32 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     // Everything that was inherited is for init alone; what the program inherits is chosen at the end.
     proa_sys::fd::close_on_exec_from(3).map_err(failed("close_range(3, CLOSE_RANGE_CLOEXEC)"))?;
     let (mut handover, program) = Handover::read(inherit(plan)?)?;
+    logging::keep(handover.debug);
+    // The stages have the names that they have in runc's log: what is known of the one helps to read the other.
+    tracing::debug!("nsexec container setup");
     let filter = program.map(|program| Filter {
         program,
         listener: None,
     });
+    let mut running_cgroup = None;
     if let Some(join) = &handover.join_process {
-        join_running(join, &handover, handler)?;
+        running_cgroup = join_running(join, &handover, handler)?;
     }
     if let Some(middle) = handover.middle.take() {
-        middle::run(&middle, &handover, report)?;
+        middle::run(&middle, &mut handover, report)?;
     }
 
+    tracing::debug!("child process in init()");
     // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.
     nix::unistd::setsid().map_err(failed("setsid()"))?;
-    enter_sandbox(&handover, handler, report)?;
+    enter_sandbox(&handover, running_cgroup, handler, report)?;
     enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
     let native = !handler.in_process();
     process::labels(&handover.process, native)?;
+    if handover.start_socket.is_some() {
+        // It may wait for `start` for long; whoever asks it to end meanwhile is not to be ignored, as with runc.
+        proa_sys::signal::end_on_termination().map_err(failed("signal(SIGTERM)"))?;
+    }
     report.ready()?;
     let listener = process::confine(&mut handover.process, filter.as_ref(), native)?;
     report.listener(listener)?;
@@ -138,7 +148,6 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
             proa_sys::memory::wait_released(socket);
         }
     })?;
-    run_hooks("startContainer", &handover.start_container, &handover, "created")?;
     default_signals()?;
     for fd in 3..3 + handover.preserve as RawFd {
         proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))?;
@@ -146,6 +155,13 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     if !notifies {
         seal(&handover, filter.as_ref(), native, report)?;
     }
+    // They are the container's, and no less confined than its program.
+    run_hooks("startContainer", &handover.start_container, &handover, "created")?;
+    match handover.join_process {
+        Some(_) => tracing::debug!("setns_init: about to exec"),
+        None => tracing::debug!("init: closing the pipe to signal completion"),
+    }
+    report.flush()?;
     Err(handler.run(&handover.process.guest, &mut || report.started()).into())
 }
 
@@ -154,8 +170,14 @@ fn seal(handover: &Handover, filter: Option<&Filter>, native: bool, report: &Rep
     report.listener(listener)
 }
 
-/// The namespaces and the file system: after this, the process's root is the container's.
-fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report) -> Result<(), Error> {
+/// The namespaces and the file system: after this, the process's root is the container's. `running_cgroup` is the cgroup
+/// namespace of a running container.
+fn enter_sandbox(
+    handover: &Handover,
+    running_cgroup: Option<OwnedFd>,
+    handler: &mut dyn Handler,
+    report: &Report,
+) -> Result<(), Error> {
     for join in handover
         .join
         .iter()
@@ -173,8 +195,8 @@ fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report
     }
     let console = handover.console.map(inherit).transpose()?;
     let Some(plan) = &handover.rootfs else {
-        if let Some(join) = handover.join_process.as_ref().filter(|join| join.cgroup) {
-            join_kinds(join, &[Kind::Cgroup])?;
+        if let Some(namespace) = running_cgroup {
+            enter::join(Kind::Cgroup, namespace.as_fd())?;
         }
         if let Some(socket) = console {
             terminal::attach(rootfs::console_of_running()?, &socket, handover.process.console_size)?;
@@ -194,25 +216,24 @@ fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report
     Ok(())
 }
 
-/// `exec`: the module and the engine are opened while the host's files are in sight, and then the host is left.
-fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handler) -> Result<(), Error> {
+/// `exec`: what is needed of the host (the module, the engine, the container's namespaces in procfs) is opened while it is
+/// in sight, and then the host is left. Returns the container's cgroup namespace.
+fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handler) -> Result<Option<OwnedFd>, Error> {
     let root = format!("/proc/{}/root", join.pid);
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
     let root = rustix::fs::open(&root, flags, rustix::fs::Mode::empty())
         .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
     handler.prepare(&handover.process.guest, root.as_fd())?;
-    join_kinds(join, &join.kinds)
-}
-
-fn join_kinds(join: &JoinProcess, kinds: &[Kind]) -> Result<(), Error> {
+    let cgroup = match join.cgroup {
+        true => Some(enter::open_of(join.pid, Kind::Cgroup)?),
+        false => None,
+    };
+    // Last: that it succeeds tells that the process lived until now, so that what was opened by its pid is its own.
     match join.pidfd {
-        Some(fd) => {
-            let pidfd = proa_sys::fd::duplicate(fd).map_err(failed(format!("fcntl({fd}, F_DUPFD_CLOEXEC)")))?;
-            enter::join_process(pidfd.as_fd(), join.pid, kinds)?;
-        }
-        None => enter::join_process_each(join.pid, kinds)?,
+        Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds)?,
+        None => enter::join_process_each(join.pid, &join.kinds)?,
     }
-    Ok(())
+    Ok(cgroup)
 }
 
 fn run_hooks(
@@ -227,7 +248,9 @@ fn run_hooks(
     let mut state = handover.state.clone().unwrap_or_default();
     state["status"] = status.into();
     state["pid"] = nix::unistd::getpid().as_raw().into();
-    Ok(hooks::run_all(kind, hooks, &state)?)
+    // As with runc, the hook just before the program has the program's environment.
+    let environment = (kind == "startContainer").then_some(handover.process.guest.env.as_slice());
+    Ok(hooks::run_all(kind, hooks, &state, environment)?)
 }
 
 /// Rust's runtime ignores SIGPIPE, and the parent may have blocked signals to forward them: the program inherits neither.

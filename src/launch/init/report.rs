@@ -19,6 +19,20 @@ impl Report {
         self.0.as_ref().ok_or(Error::Orphaned)
     }
 
+    /// Sends a message, after what was logged before it.
+    fn say(&self, message: &Message) -> Result<(), Error> {
+        self.flush()?;
+        Ok(self.channel()?.send(message)?)
+    }
+
+    /// Hands the log's lines to the parent.
+    pub fn flush(&self) -> Result<(), Error> {
+        for line in crate::logging::take() {
+            self.channel()?.send(&Message::Log(line))?;
+        }
+        Ok(())
+    }
+
     pub fn wait_go(&self) -> Result<(), Error> {
         if self.channel()?.wait_go()? {
             Ok(())
@@ -28,22 +42,22 @@ impl Report {
     }
 
     pub fn need_maps(&self) -> Result<(), Error> {
-        self.channel()?.send(&Message::NeedMaps)?;
+        self.say(&Message::NeedMaps)?;
         self.wait_go()
     }
 
     pub fn child(&self, pid: Pid) -> Result<(), Error> {
-        Ok(self.channel()?.send(&Message::Child(pid.as_raw()))?)
+        self.say(&Message::Child(pid.as_raw()))
     }
 
     pub fn mounted(&self) -> Result<(), Error> {
-        self.channel()?.send(&Message::Mounted)?;
+        self.say(&Message::Mounted)?;
         self.wait_go()
     }
 
     /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
     pub fn ready(&self) -> Result<(), Error> {
-        self.channel()?.send(&Message::Ready)?;
+        self.say(&Message::Ready)?;
         self.wait_go()
     }
 
@@ -52,7 +66,7 @@ impl Report {
         let Some(listener) = listener else {
             return Ok(());
         };
-        self.channel()?.send(&Message::Listener(listener.as_raw_fd()))?;
+        self.say(&Message::Listener(listener.as_raw_fd()))?;
         self.wait_go()
     }
 
@@ -60,7 +74,7 @@ impl Report {
     /// `exec`; after `create`, over a connection to `socket`, which is then whom init reports to. `idle` is called before
     /// each wait for one, which may be long.
     pub fn created(&mut self, socket: Option<RawFd>, idle: impl Fn(BorrowedFd<'_>)) -> Result<(), Error> {
-        self.channel()?.send(&Message::Created)?;
+        self.say(&Message::Created)?;
         let Some(socket) = socket else {
             return match self.channel()?.receive()? {
                 Some(Message::Start) => Ok(()),
@@ -93,12 +107,18 @@ impl Report {
 
     /// The last word.
     pub fn failed(&self, error: &Error) {
-        let told = self
-            .0
-            .as_ref()
-            .is_some_and(|channel| channel.send(&Message::Failed(error.to_string())).is_ok());
-        if !told {
-            eprintln!("proa: {error}");
+        let text = match error {
+            // Callers know these by their beginning, `exec: "x": …`.
+            Error::Executor(_) => error.to_string(),
+            _ => format!("error during container init: {error}"),
+        };
+        let told = self.say(&Message::Failed(text)).is_ok();
+        // A parent that is gone is the parent's to explain. One write(2): it may be killing this process just now.
+        if !told && !matches!(error, Error::Orphaned) {
+            use std::io::Write;
+            let line = format!("proa: {error}\n");
+            // There is nobody left to tell that this failed, too.
+            std::io::stderr().write_all(line.as_bytes()).ok();
         }
     }
 }
