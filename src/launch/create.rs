@@ -152,7 +152,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         status: "creating",
     };
     making.rdt = plan.process.rdt.clone();
-    attendant.until_created(&channel, early, &plan.process, || {
+    attendant.until_created(&channel, early, &plan.process, image, || {
         run_parent_hooks(&plan.hooks, &record)
     })?;
     match start {
