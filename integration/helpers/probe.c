@@ -266,6 +266,22 @@ static int mask(char *names, char **program)
 	return perror(*program), 127;
 }
 
+/* One datagram, as sd_notify(3) sends it; "\\n" in the text is a line's end. */
+static int notify(const char *path, char *text)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+	for (char *at; (at = strstr(text, "\\n"));) {
+		*at = '\n';
+		memmove(at + 1, at + 2, strlen(at + 2) + 1);
+	}
+	strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+	if (sendto(fd, text, strlen(text), 0, (struct sockaddr *)&address, sizeof address) < 0)
+		return perror(path), 1;
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = argc > 1 ? argv[1] : "";
@@ -306,6 +322,8 @@ int main(int argc, char **argv)
 		return overwrite_exe(atoi(argv[2]));
 	if (!strcmp(what, "mask") && argc > 3)
 		return mask(argv[2], argv + 3);
+	if (!strcmp(what, "notify") && argc > 3)
+		return notify(argv[2], argv[3]);
 	if (!strcmp(what, "notify-agent") && argc > 2)
 		return notify_agent(argv[2]);
 	fprintf(stderr, "probe: what is \"%s\"?\n", what);

@@ -60,7 +60,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     newborn.keep();
     match signals {
         None => Ok(0),
-        Some(signals) => foreground::supervise(child.pid, signals, master),
+        Some(signals) => foreground::supervise(child.pid, signals, master, None),
     }
 }
 
@@ -83,7 +83,7 @@ impl Request<'_> {
         let image = image::open(self.hull())?;
         let mut cgroup = self.container.cgroup()?;
         // An init that manages cgroups of its own has moved to one of those; runc goes there, too.
-        let entry = match sub_cgroups.is_empty() && cgroup.delegates()? {
+        let entry = match sub_cgroups.is_empty() && cgroup.is_left()? {
             true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
             false => cgroup.birth(sub_cgroups)?,
         };

@@ -54,9 +54,21 @@ impl Reservation {
         save_record(&self.dir, record)
     }
 
-    /// Stores that the container is created.
-    pub fn save_created(&self, record: &mut Record) -> Result<(), Error> {
+    /// Stores that the container is complete, and will be started right away: from then on it can be signalled and executed
+    /// in, which may come faster than the news that the program runs.
+    pub fn save_complete(&self, record: &mut Record) -> Result<(), Error> {
         record.created = crate::logging::timestamp();
+        if let Some(creator) = &mut record.creator {
+            creator.complete = true;
+        }
+        self.save(record)
+    }
+
+    /// Stores that the container is created, and its creator done.
+    pub fn save_created(&self, record: &mut Record) -> Result<(), Error> {
+        if record.creator.is_some_and(|creator| !creator.complete) {
+            record.created = crate::logging::timestamp();
+        }
         record.creator = None;
         self.save(record)
     }
@@ -169,7 +181,7 @@ impl Container {
         if !self.alive() {
             return Status::Stopped;
         }
-        if self.record.creator.is_some() {
+        if self.record.creator.is_some_and(|creator| !creator.complete) {
             Status::Creating
         } else if self.frozen() {
             Status::Paused
