@@ -11,6 +11,8 @@ use proa_integration::{Ctx, Kind, View, image, tests, wasm};
 use serde_json::json;
 
 const V1: &[View] = &[View::Hybrid];
+/// With both of its cgroup managers; it wants a limit on processes, for which the machine's cgroup2 has no controller.
+const PODMAN: &[View] = &[View::Hybrid, View::Systemd];
 
 tests! {
     containerd_runs_a_container .views(V1).seconds(120).not_for(NO_HYBRID);
@@ -18,8 +20,8 @@ tests! {
     containerd_sees_the_exit_status .views(V1).seconds(120).not_for(NO_HYBRID);
     containerd_shows_why_a_container_did_not_start .views(V1).seconds(120).not_for(NO_HYBRID);
     containerd_limits_pauses_and_resumes .views(V1).seconds(120).not_for(NO_HYBRID);
-    podman_runs_a_container .views(V1).seconds(120).not_for(NO_HYBRID);
-    podman_execs_stops_and_removes .views(V1).seconds(120).not_for(NO_HYBRID);
+    podman_runs_a_container .views(PODMAN).seconds(120).not_for(NO_HYBRID);
+    podman_execs_stops_and_removes .views(PODMAN).seconds(120).not_for(NO_HYBRID);
     podman_shows_logs_and_status .views(V1).seconds(120).not_for(NO_HYBRID);
     containerd_runs_wasm .views(V1).seconds(120).only_proa();
     podman_runs_wasm .views(V1).seconds(120).only_proa();
@@ -266,7 +268,9 @@ struct Podman<'a> {
 }
 
 fn podman(ctx: &Ctx) -> Podman<'_> {
-    ctx.tmpfs(Path::new("/run"), "mode=755");
+    if !ctx.view.has_systemd() {
+        ctx.tmpfs(Path::new("/run"), "mode=755");
+    }
     let dir = ctx.mkdir("podman");
     fs::write(
         dir.join("policy.json"),
@@ -313,7 +317,12 @@ impl Podman<'_> {
             .arg("--tmpdir")
             .arg(dir.join("tmp"));
         command
-            .args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"])
+            .args(["--storage-driver", "vfs", "--cgroup-manager"])
+            .arg(if self.ctx.view.has_systemd() {
+                "systemd"
+            } else {
+                "cgroupfs"
+            })
             .args(args);
         command
             .env("CONTAINERS_STORAGE_CONF", dir.join("storage.conf"))
@@ -326,7 +335,11 @@ impl Podman<'_> {
     }
 
     fn run(&self, flags: &[&str], program: &[&str]) -> Said {
-        let parent = self.ctx.cgroup_parent();
+        let parent = if self.ctx.view.has_systemd() {
+            "machine-podman.slice".to_owned()
+        } else {
+            self.ctx.cgroup_parent()
+        };
         let mut args = vec![
             "run",
             "--network",
