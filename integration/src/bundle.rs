@@ -188,7 +188,7 @@ pub fn default_spec(cgroup: &str, view: View) -> Value {
     let mut namespaces = json!([
         {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}
     ]);
-    if view == View::V2 {
+    if !view.has_v1() {
         namespaces
             .as_array_mut()
             .expect("a list")

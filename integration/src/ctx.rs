@@ -63,7 +63,7 @@ impl Ctx {
         format!("/proa-test-{}", self.tag)
     }
 
-    /// The directories of that cgroup path in the hierarchies of `controller` (v1) or the cgroup2 mount.
+    /// The directory of a cgroup path, as config.json writes it, in the hierarchy of `controller` (v1) or the cgroup2 mount.
     pub fn cgroup_dir(&self, controller: &str, path: &str) -> PathBuf {
         let base = Path::new("/sys/fs/cgroup");
         let base = if self.view.has_v1() {
@@ -71,7 +71,12 @@ impl Ctx {
         } else {
             base.to_owned()
         };
-        base.join(path.trim_start_matches('/'))
+        match path.split(':').collect::<Vec<_>>()[..] {
+            [slice, prefix, name] if self.view.has_systemd() => {
+                base.join(slice_path(slice)).join(format!("{prefix}-{name}.scope"))
+            }
+            _ => base.join(path.trim_start_matches('/')),
+        }
     }
 
     /// A new bundle whose container runs `true`.
@@ -79,7 +84,12 @@ impl Ctx {
         let n = self.next();
         let dir = self.dir.join(format!("bundle{n}"));
         fs::create_dir(&dir).expect("bundle directory");
-        Bundle::new(&dir, &format!("{}/b{n}", self.cgroup_parent()), self.view, &self.probe)
+        let cgroup = if self.view.has_systemd() {
+            format!("machine.slice:proa:{}b{n}", self.tag)
+        } else {
+            format!("{}/b{n}", self.cgroup_parent())
+        };
+        Bundle::new(&dir, &cgroup, self.view, &self.probe)
     }
 
     /// A new directory.
@@ -106,6 +116,9 @@ impl Ctx {
         let log = self.dir.join(format!("log{}", self.count.get()));
         let mut all: Vec<OsString> = vec!["--root".into(), self.root.clone().into(), "--log".into(), log.into()];
         all.extend(["--log-format".into(), "json".into()]);
+        if self.view.has_systemd() {
+            all.push("--systemd-cgroup".into());
+        }
         all.extend(args.iter().map(|a| a.as_ref().to_owned()));
         self.bare_call(&all)
     }
@@ -197,7 +210,19 @@ impl Ctx {
         }
     }
 
-    /// State and mounts left in the test's namespace.
+    /// `systemctl ARGS`, which must succeed; what it prints.
+    #[track_caller]
+    pub fn systemctl(&self, args: &[&str]) -> String {
+        let out = Command::new("systemctl")
+            .arg("--no-pager")
+            .args(args)
+            .output()
+            .expect("systemctl");
+        assert!(out.status.success(), "systemctl {args:?}: {out:?}");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    /// State and mounts left in the test's namespace; with systemd cgroups and units as well.
     pub fn leaks(&self) -> Vec<String> {
         let mut left: Vec<String> = fs::read_dir(&self.root)
             .into_iter()
@@ -215,8 +240,30 @@ impl Ctx {
                 None => left.push(format!("mount {mount}")),
             }
         }
+        if self.view.has_systemd() {
+            left.extend(
+                host::cgroups_with(&self.tag)
+                    .iter()
+                    .map(|g| format!("cgroup {}", g.display())),
+            );
+            let units = self.systemctl(&[
+                "list-units",
+                "--all",
+                "--plain",
+                "--no-legend",
+                &format!("*{}*", self.tag),
+            ]);
+            left.extend(units.lines().map(|unit| format!("unit {unit}")));
+        }
         left
     }
+}
+
+/// A slice's cgroup, from the top: `a-b.slice` lies in `a.slice`. Without a name it is the system's.
+fn slice_path(slice: &str) -> PathBuf {
+    let name = slice.strip_suffix(".slice").unwrap_or("system");
+    let ends = name.match_indices('-').map(|(at, _)| at).chain([name.len()]);
+    ends.map(|end| format!("{}.slice", &name[..end])).collect()
 }
 
 /// Waits for something that another process does; gives up, loudly, after ten seconds.
@@ -445,7 +492,7 @@ pub struct Container<'a> {
     ctx: &'a Ctx,
     /// Its id.
     pub id: String,
-    /// Its cgroup path as config.json has it.
+    /// Its cgroup path as config.json has it: `slice:prefix:name` with systemd.
     pub cgroup: String,
     stdio: Option<(PathBuf, PathBuf)>,
     gone: Cell<bool>,

@@ -89,3 +89,35 @@ pub fn mounts() -> Vec<String> {
         .map(str::to_owned)
         .collect()
 }
+
+/// The cgroup hierarchies mounted below `/sys/fs/cgroup`: where, and for v1 the options that name the hierarchy.
+pub fn hierarchies() -> Vec<(PathBuf, Option<String>)> {
+    const GENERIC: [&str; 8] = [
+        "rw",
+        "ro",
+        "xattr",
+        "noprefix",
+        "clone_children",
+        "nsdelegate",
+        "favordynmods",
+        "none",
+    ];
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let one = |line: &str| {
+        let (own, of_fs) = line.split_once(" - ")?;
+        let at = PathBuf::from(own.split(' ').nth(4)?);
+        let mut of_fs = of_fs.split(' ');
+        let kind = of_fs.next()?;
+        let options = of_fs.nth(1)?.split(',');
+        let options: Vec<&str> = options
+            .filter(|o| !GENERIC.contains(o) && !o.starts_with("release_agent"))
+            .collect();
+        let hierarchy = match kind {
+            "cgroup" => Some(options.join(",")),
+            "cgroup2" => None,
+            _ => return None,
+        };
+        at.starts_with("/sys/fs/cgroup").then_some((at, hierarchy))
+    };
+    text.lines().filter_map(one).collect()
+}

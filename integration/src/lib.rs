@@ -19,7 +19,7 @@ pub mod image;
 pub mod runner;
 pub mod stage;
 pub mod subject;
-
+pub mod systemd;
 pub mod wasm;
 
 pub use bundle::Bundle;
@@ -33,11 +33,11 @@ pub mod vars {
     pub const RUNTIME: &str = "PROA_TEST_RUNTIME";
     /// Global arguments that every call of the runtime gets, separated by spaces.
     pub const RUNTIME_ARGS: &str = "PROA_TEST_RUNTIME_ARGS";
-    /// The cgroup views to run in, separated by commas: `hybrid`, `v1`, `v2`. All three when unset.
+    /// The cgroup views to run in, separated by commas: `hybrid`, `v1`, `v2`, `systemd`, `systemd-v2`. All when unset.
     pub const VIEW: &str = "PROA_TEST_VIEW";
     /// Set to leave nothing captured: what the tests print goes straight to stderr.
     pub const VERBOSE: &str = "PROA_TEST_VERBOSE";
-    /// Internal: which level this process is (`stage`, `init`, `body`).
+    /// Internal: which level this process is (`stage`, `init`, `body`; with systemd `boot` and `unit` for `init`).
     pub const LEVEL: &str = "PROA_TEST_LEVEL";
     /// Internal: the test's name.
     pub const NAME: &str = "PROA_TEST_NAME";
@@ -56,27 +56,39 @@ pub enum View {
     V1,
     /// A cgroup2 over `/sys/fs/cgroup`: core files, freezer, kill and device programs; few controllers.
     V2,
+    /// v1 controllers under a systemd of the test's own; every call has `--systemd-cgroup`.
+    Systemd,
+    /// The same with a cgroup2.
+    SystemdV2,
 }
 
 impl View {
+    /// All of them, in the order in which they are run.
+    pub const ALL: [View; 5] = [View::Hybrid, View::V1, View::V2, View::Systemd, View::SystemdV2];
+
     /// The name used in `PROA_TEST_VIEW` and in front of test names.
     pub fn name(self) -> &'static str {
         match self {
             View::Hybrid => "hybrid",
             View::V1 => "v1",
             View::V2 => "v2",
+            View::Systemd => "systemd",
+            View::SystemdV2 => "systemd-v2",
         }
     }
 
     /// The view of that name.
     pub fn parse(name: &str) -> Option<View> {
-        [View::Hybrid, View::V1, View::V2]
-            .into_iter()
-            .find(|v| v.name() == name)
+        View::ALL.into_iter().find(|v| v.name() == name)
     }
 
     /// Whether the v1 controllers are there.
     pub fn has_v1(self) -> bool {
-        self != View::V2
+        !matches!(self, View::V2 | View::SystemdV2)
+    }
+
+    /// Whether systemd is pid 1.
+    pub fn has_systemd(self) -> bool {
+        matches!(self, View::Systemd | View::SystemdV2)
     }
 }

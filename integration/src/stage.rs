@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::{View, host, vars};
+use crate::{View, host, systemd, vars};
 
 /// Where a test with that tag lives: a tmpfs in its private mount namespace.
 pub fn directory(tag: &str) -> PathBuf {
@@ -36,23 +36,20 @@ pub fn stage(tag: &str, view: View) -> Result<ExitCode, String> {
     tmpfs(&dir, "mode=755")?;
     private_dev()?;
     cgroup_view(view)?;
-    let status = level("init").status().map_err(|e| format!("start pid 1: {e}"))?;
+    let code = if view.has_systemd() {
+        systemd::supervise(&dir)?
+    } else {
+        let status = level("init").status().map_err(|e| format!("start pid 1: {e}"))?;
+        pass_on(status)
+    };
     umount2(&dir, MntFlags::MNT_DETACH).map_err(|e| format!("umount2({}): {e}", dir.display()))?;
-    Ok(pass_on(status))
+    Ok(code)
 }
 
 /// Pid 1: reaps what the runtime leaves to it, and reports what outlives the test.
 pub fn init() -> Result<ExitCode, String> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).map_err(|e| format!("mount /proc: {e}"))?;
-    // Programs under test may want to talk to themselves. Not earlier: the first process of a pid namespace must stay.
-    let lo = Command::new(host::busybox()?)
-        .args(["ip", "link", "set", "lo", "up"])
-        .status();
-    if !lo.as_ref().is_ok_and(ExitStatus::success) {
-        return Err(format!("busybox ip link set lo up: {lo:?}"));
-    }
+    proc_and_loopback()?;
     let body = level("body").spawn().map_err(|e| format!("start the test: {e}"))?;
     let body = Pid::from_raw(body.id().cast_signed());
     let status = loop {
@@ -66,7 +63,7 @@ pub fn init() -> Result<ExitCode, String> {
             Err(e) => return Err(format!("waitpid: {e}")),
         }
     };
-    let left = processes_left();
+    let left = processes_left(|pid, _| pid == 1);
     for process in &left {
         eprintln!("leak: process {process}");
     }
@@ -77,8 +74,22 @@ pub fn init() -> Result<ExitCode, String> {
     })
 }
 
-/// What still runs in this pid namespace besides pid 1, once the dying had a second to die.
-fn processes_left() -> Vec<String> {
+/// The first that pid 1 does: `/proc` of its namespace, and a network that programs can talk to themselves over.
+pub fn proc_and_loopback() -> Result<(), String> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).map_err(|e| format!("mount /proc: {e}"))?;
+    // Not earlier: the first process of a pid namespace must stay.
+    let lo = Command::new(host::busybox()?)
+        .args(["ip", "link", "set", "lo", "up"])
+        .status();
+    if !lo.as_ref().is_ok_and(ExitStatus::success) {
+        return Err(format!("busybox ip link set lo up: {lo:?}"));
+    }
+    Ok(())
+}
+
+/// What still runs in this pid namespace, once the dying had a second to die. `ours` knows, by pid and name, what belongs.
+pub fn processes_left(ours: impl Fn(u32, &str) -> bool) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(1);
     loop {
         while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
@@ -87,7 +98,10 @@ fn processes_left() -> Vec<String> {
             .flatten()
             .flatten()
             .filter_map(|e| e.file_name().to_string_lossy().parse::<u32>().ok())
-            .filter(|pid| *pid != 1)
+            .filter(|pid| {
+                let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                !ours(*pid, name.trim())
+            })
             .map(|pid| {
                 let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 format!("{pid}: {}", String::from_utf8_lossy(&command).replace('\0', " "))
@@ -100,23 +114,30 @@ fn processes_left() -> Vec<String> {
     }
 }
 
-fn level(name: &str) -> Command {
+/// This executable as another level.
+pub fn level(name: &str) -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.env(vars::LEVEL, name);
     command
 }
 
 fn pass_on(status: ExitStatus) -> ExitCode {
+    ExitCode::from(code_of(status))
+}
+
+/// The exit status of a level; 1 if a signal ended it.
+pub fn code_of(status: ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
-        (Some(code), _) => ExitCode::from(code.clamp(0, 255) as u8),
+        (Some(code), _) => code.clamp(0, 255) as u8,
         (None, signal) => {
-            eprintln!("pid 1 ended by signal {signal:?}");
-            ExitCode::FAILURE
+            eprintln!("ended by signal {signal:?}");
+            1
         }
     }
 }
 
-fn tmpfs(at: &Path, options: &str) -> Result<(), String> {
+/// Mounts a tmpfs.
+pub fn tmpfs(at: &Path, options: &str) -> Result<(), String> {
     fs::create_dir_all(at).map_err(|e| format!("{}: {e}", at.display()))?;
     mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some(options))
         .map_err(|e| format!("mount tmpfs on {}: {e}", at.display()))
@@ -169,9 +190,42 @@ fn private_dev() -> Result<(), String> {
     Ok(())
 }
 
+/// A tmpfs of the test's own over the host's, with the same hierarchies: crun, for one, makes directories for v1 controllers
+/// that are not mounted, and they would stay on the host.
+fn private_cgroup_top() -> Result<(), String> {
+    let (top, copy) = (Path::new("/sys/fs/cgroup"), Path::new("/dev/cgroup"));
+    if !host::mounts().iter().any(|at| Path::new(at).parent() == Some(top)) {
+        return Ok(());
+    }
+    fs::create_dir(copy).map_err(|e| format!("{}: {e}", copy.display()))?;
+    tmpfs(copy, "mode=755")?;
+    for entry in fs::read_dir(top)
+        .map_err(|e| format!("{}: {e}", top.display()))?
+        .flatten()
+    {
+        let (from, to) = (entry.path(), copy.join(entry.file_name()));
+        let failed = |e: String| format!("{}: {e}", from.display());
+        if let Ok(target) = fs::read_link(&from) {
+            symlink(target, &to).map_err(|e| failed(e.to_string()))?;
+        } else if host::mounts().iter().any(|at| Path::new(at) == from) {
+            fs::create_dir(&to).map_err(|e| failed(e.to_string()))?;
+            mount(Some(&from), &to, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+                .map_err(|e| failed(format!("bind: {e}")))?;
+        }
+    }
+    mount(Some(copy), top, None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .map_err(|e| format!("move {} to {}: {e}", copy.display(), top.display()))?;
+    fs::remove_dir(copy).map_err(|e| format!("{}: {e}", copy.display()))
+}
+
 fn cgroup_view(view: View) -> Result<(), String> {
     let unified = Path::new("/sys/fs/cgroup/unified");
+    if matches!(view, View::Hybrid | View::V1) {
+        private_cgroup_top()?;
+    }
     match view {
+        // Its pid 1 sees to it.
+        View::Systemd | View::SystemdV2 => Ok(()),
         View::Hybrid => Ok(()),
         View::V1 if !host::mounts().iter().any(|m| m == "/sys/fs/cgroup/unified") => Ok(()),
         View::V1 => umount2(unified, MntFlags::MNT_DETACH).map_err(|e| format!("umount {}: {e}", unified.display())),

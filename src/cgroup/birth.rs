@@ -119,6 +119,8 @@ impl Cgroup {
 
     /// Makes the systemd scope around `pid`, waits for systemd's job, applies the limits systemd doesn't know.
     ///
+    /// After an error [`Cgroup::destroy`] undoes what was done; a unit that was not made here is left alone.
+    ///
     /// With a scope that is there already (`exec` without privileges) asks systemd to move `pid` into it.
     pub fn attach(&mut self, pid: Pid) -> Result<(), Error> {
         if let Some(pending) = self.pending.take() {

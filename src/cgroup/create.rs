@@ -4,7 +4,7 @@ use super::devices::Rule;
 use super::limits::Limits;
 use super::mounts::{Hierarchy, Layout, join};
 use super::paths::{Unit, expand_slice};
-use super::{Cgroup, Error, Node, Plan, dbus, file, freezer, systemd, tree, v1, v2};
+use super::{Cgroup, Error, Node, Plan, Saved, dbus, file, freezer, systemd, tree, v1, v2};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,51 @@ pub(super) struct Pending {
     layout: Layout,
 }
 
+/// A cgroup that is about to be made. Where it will be can be remembered first, so that whoever is killed while making it
+/// leaves nothing that nobody knows of.
+#[derive(Debug)]
+pub struct Prepared<'a> {
+    plan: &'a Plan,
+    layout: Layout,
+    expected: Cgroup,
+}
+
+impl<'a> Prepared<'a> {
+    /// Finds out where the cgroup will be, and that no process is in it: what is there from now on is the container's.
+    pub(super) fn new(plan: &'a Plan) -> Result<Self, Error> {
+        let layout = Layout::probe()?;
+        let mut expected = empty(plan);
+        // systemd makes its units itself.
+        if plan.unit.is_none() {
+            let legacy = layout.is_legacy();
+            expected.unified = layout.v2.as_ref().map(|v2| match legacy {
+                true => plan.place.in_v1(v2),
+                false => plan.place.in_v2(v2),
+            });
+            let node = |hierarchy: &Hierarchy| Node {
+                controllers: hierarchy.controllers.clone(),
+                path: plan.place.in_v1(hierarchy),
+            };
+            expected.v1 = layout.v1.iter().filter(|_| legacy).map(node).collect();
+            check_unused(expected.main().unwrap_or(Path::new("")), false)?;
+        }
+        Ok(Self { plan, layout, expected })
+    }
+
+    /// What the state file has to keep meanwhile.
+    pub fn save(&self) -> Saved {
+        self.expected.save()
+    }
+
+    /// Makes the cgroup and applies the limits. With the systemd driver the scope needs a process: it is made by
+    /// [`Cgroup::attach`]. Removes what it made if it fails.
+    pub fn create(self) -> Result<Cgroup, Error> {
+        create(self.plan, &self.layout)
+    }
+}
+
 /// Makes the cgroup that `plan` asks for in the hierarchies of `layout`.
-pub(super) fn create(plan: &Plan, layout: &Layout) -> Result<Cgroup, Error> {
+fn create(plan: &Plan, layout: &Layout) -> Result<Cgroup, Error> {
     if layout.is_legacy() && !plan.limits.unified.is_empty() {
         return Err(Error::NoUnified);
     }
@@ -184,33 +227,49 @@ fn prepare_unit(plan: &Plan, unit: &Unit, layout: &Layout) -> Result<Cgroup, Err
 }
 
 /// Has systemd make the scope with `pid` in it, then does what systemd doesn't.
+///
+/// After an error `cgroup` holds what there is to be undone, by killing the processes and [`Cgroup::destroy`]: `pid` waits for
+/// its parent and would keep systemd waiting, too, if the unit were stopped here.
 pub(super) fn attach(cgroup: &mut Cgroup, pending: Pending, pid: Pid) -> Result<(), Error> {
+    let mut limits = pending.limits.clone();
     let Pending {
-        id,
-        unit,
-        properties,
-        mut limits,
-        rules,
-        layout,
-    } = pending;
-    let mut manager = systemd::Manager::connect(cgroup.rootless)?;
-    let mut asked = systemd::scope(&unit, &id, cgroup.rootless, layout.is_legacy(), pid);
-    asked.extend(properties);
-    asked.extend(manager.limits(layout.is_legacy(), &mut limits)?);
-    asked.extend(manager.devices(&rules)?);
-    manager.start(&unit.name, &asked)?;
-    let result = if layout.is_legacy() {
-        complete_v1(cgroup, &layout, &limits, &rules, pid)
-    } else {
-        complete_v2(cgroup, &layout, &limits, &rules)
-    };
-    if result.is_err() {
-        // The unit has no more than the caller's process, which ends with this error.
-        if let Err(error) = manager.stop(&unit.name) {
-            tracing::warn!("stopping {}: {error}", unit.name);
+        unit, rules, layout, ..
+    } = &pending;
+    if let Err(error) = start_unit(&pending, &mut limits, cgroup.rootless, pid) {
+        // Not made, or somebody else's of the same name: that must not be stopped.
+        if !is_in_unit(pid, &unit.name) {
+            *cgroup = Cgroup {
+                v1: Vec::new(),
+                unified: None,
+                unit: None,
+                pending: None,
+                ..*cgroup
+            };
         }
+        return Err(error);
     }
-    result
+    if layout.is_legacy() {
+        complete_v1(cgroup, layout, &limits, rules, pid)
+    } else {
+        complete_v2(cgroup, layout, &limits, rules)
+    }
+}
+
+/// Asks systemd for the unit and rounds `limits` to what it can express.
+fn start_unit(pending: &Pending, limits: &mut Limits, rootless: bool, pid: Pid) -> Result<(), Error> {
+    let legacy = pending.layout.is_legacy();
+    let mut manager = systemd::Manager::connect(rootless)?;
+    let mut asked = systemd::scope(&pending.unit, &pending.id, rootless, legacy, pid);
+    asked.extend(pending.properties.iter().cloned());
+    asked.extend(manager.limits(legacy, limits)?);
+    asked.extend(manager.devices(&pending.rules)?);
+    manager.start(&pending.unit.name, &asked)
+}
+
+/// Whether `pid` is in the cgroup of a unit of that name, in any hierarchy. A process that is gone is not.
+fn is_in_unit(pid: Pid, unit: &str) -> bool {
+    let text = file::read(Path::new(&format!("/proc/{pid}/cgroup"))).unwrap_or_default();
+    text.lines().any(|line| line.split('/').any(|part| part == unit))
 }
 
 fn complete_v2(cgroup: &Cgroup, layout: &Layout, limits: &Limits, rules: &[Rule]) -> Result<(), Error> {

@@ -4,7 +4,7 @@
 //! to one service needs neither an event loop nor threads, which a runtime that clones namespaces has to do without.
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::PathBuf;
@@ -299,6 +299,8 @@ struct Signal {
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: UnixStream,
+    /// How long an answer may take.
+    patience: Duration,
     serial: u32,
     /// Signals that came while something else was awaited.
     signals: Vec<Signal>,
@@ -311,31 +313,34 @@ impl Connection {
             address: address.to_owned(),
             source,
         };
-        let mut last = std::io::Error::from(std::io::ErrorKind::AddrNotAvailable);
+        let mut last = std::io::Error::from(ErrorKind::AddrNotAvailable);
         for one in address.split(';') {
             match dial(one) {
-                Ok(stream) => {
-                    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-                    let mut connection = Self {
-                        stream,
-                        serial: 0,
-                        signals: Vec::new(),
-                    };
-                    connection.authenticate(address, uid)?;
-                    let bus = "org.freedesktop.DBus";
-                    let hello = Method {
-                        destination: bus,
-                        path: "/org/freedesktop/DBus",
-                        interface: bus,
-                        name: "Hello",
-                    };
-                    connection.call(hello, &[])?;
-                    return Ok(connection);
-                }
+                Ok(stream) => return Self::over(stream, address, uid, PATIENCE),
                 Err(error) => last = error,
             }
         }
         Err(failed(last))
+    }
+
+    /// Says hello on a connected socket.
+    fn over(stream: UnixStream, address: &str, uid: u32, patience: Duration) -> Result<Self, Error> {
+        let mut connection = Self {
+            stream,
+            patience,
+            serial: 0,
+            signals: Vec::new(),
+        };
+        connection.authenticate(address, uid)?;
+        let bus = "org.freedesktop.DBus";
+        let hello = Method {
+            destination: bus,
+            path: "/org/freedesktop/DBus",
+            interface: bus,
+            name: "Hello",
+        };
+        connection.call(hello, &[])?;
+        Ok(connection)
     }
 
     /// "EXTERNAL": the kernel vouches for the uid.
@@ -344,6 +349,9 @@ impl Connection {
             address: address.to_owned(),
             source,
         };
+        // A bus that does not read must not hold us up any more than one that does not answer.
+        self.stream.set_write_timeout(Some(self.patience)).map_err(failed)?;
+        let give_up = Instant::now() + self.patience;
         let hex: String = uid.to_string().bytes().map(|byte| format!("{byte:02x}")).collect();
         self.stream
             .write_all(format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())
@@ -352,7 +360,7 @@ impl Connection {
         // A line of the bus's, and nothing after it before we begin.
         while !answer.ends_with(b"\r\n") && answer.len() < 4096 {
             let mut byte = [0];
-            self.stream.read_exact(&mut byte).map_err(failed)?;
+            self.read(&mut byte, give_up).map_err(failed)?;
             answer.push(byte[0]);
         }
         if !answer.starts_with(b"OK") {
@@ -379,7 +387,7 @@ impl Connection {
             call: name.clone(),
             source,
         })?;
-        let give_up = Instant::now() + PATIENCE;
+        let give_up = Instant::now() + self.patience;
         loop {
             let message = self.receive(&name, give_up)?;
             let malformed = || Error::Malformed { call: name.clone() };
@@ -404,7 +412,7 @@ impl Connection {
 
     /// Waits for a signal `member` of which `wanted` accepts the arguments.
     pub fn wait(&mut self, member: &str, wanted: impl Fn(&[String]) -> bool) -> Result<Vec<String>, Error> {
-        let give_up = Instant::now() + PATIENCE;
+        let give_up = Instant::now() + self.patience;
         loop {
             let found = self
                 .signals
@@ -436,17 +444,32 @@ impl Connection {
             source,
         };
         let malformed = || Error::Malformed { call: call.to_owned() };
-        let left = give_up.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io(std::io::ErrorKind::TimedOut.into()));
-        }
-        self.stream.set_read_timeout(Some(left)).map_err(io)?;
         let mut fixed = [0u8; 16];
-        self.stream.read_exact(&mut fixed).map_err(io)?;
+        self.read(&mut fixed, give_up).map_err(io)?;
         let (body, fields) = lengths(&fixed).ok_or_else(malformed)?;
         let mut rest = vec![0; fields.next_multiple_of(8) + body];
-        self.stream.read_exact(&mut rest).map_err(io)?;
+        self.read(&mut rest, give_up).map_err(io)?;
         decode(&fixed, fields, &rest).ok_or_else(malformed)
+    }
+
+    /// Fills `buffer`, however many reads that takes, before `give_up`.
+    fn read(&mut self, buffer: &mut [u8], give_up: Instant) -> std::io::Result<()> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let left = give_up.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(&mut buffer[filled..]) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -519,7 +542,7 @@ fn encode(method: Method<'_>, serial: u32, arguments: &[Value]) -> Vec<u8> {
 
 /// Connects to one address of the specification's "Server Addresses".
 fn dial(address: &str) -> std::io::Result<UnixStream> {
-    let invalid = || std::io::Error::from(std::io::ErrorKind::Unsupported);
+    let invalid = || std::io::Error::from(ErrorKind::Unsupported);
     let (transport, options) = address.split_once(':').ok_or_else(invalid)?;
     let mut options = options.split(',').filter_map(|option| option.split_once('='));
     match options.find(|(key, _)| *key == "path" || *key == "abstract") {
@@ -626,6 +649,164 @@ mod tests {
         let mut huge = fixed;
         huge[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
         assert!(lengths(&huge).is_none());
+    }
+
+    const OK: &[u8] = b"OK 1234deadbeef\r\n";
+
+    /// A message of the bus's: its kind, the serial it replies to, a member or an error's name, its arguments.
+    fn answer(kind: u8, reply_to: u32, name: &str, arguments: &[Value]) -> Vec<u8> {
+        let mut body = Writer::default();
+        arguments.iter().for_each(|argument| body.value(argument));
+        let mut message = Writer(vec![b'l', kind, 0, 1]);
+        message.u32(body.0.len());
+        message.u32(1);
+        let field = |code, value| Value::Struct(vec![Value::Byte(code), Value::Variant(Box::new(value))]);
+        let signature = arguments.iter().map(Value::signature).collect();
+        let mut fields = vec![field(8, Value::Signature(signature))];
+        match kind {
+            SIGNAL => fields.push(field(3, Value::str(name))),
+            ERROR => fields.extend([field(4, Value::str(name)), field(5, Value::U32(reply_to))]),
+            _ => fields.push(field(5, Value::U32(reply_to))),
+        }
+        message.array("(yv)", &fields);
+        message.align(8);
+        message.0.extend(body.0);
+        message.0
+    }
+
+    fn hello() -> Vec<u8> {
+        answer(METHOD_RETURN, 1, "", &[Value::str(":1.5")])
+    }
+
+    /// A client of a bus that says all of `said`, in pieces of `piece` bytes, and then nothing or hangs up.
+    fn client(said: &[&[u8]], piece: usize, hang_up: bool) -> Result<Connection, Error> {
+        let (ours, mut bus) = UnixStream::pair().unwrap();
+        let said = said.concat();
+        let patience = Duration::from_millis(200);
+        std::thread::spawn(move || {
+            for piece in said.chunks(piece) {
+                if bus.write_all(piece).is_err() {
+                    return;
+                }
+                if piece.len() == 1 {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            if hang_up {
+                bus.shutdown(std::net::Shutdown::Write).unwrap();
+            }
+            // What we say is read until we have gone.
+            while matches!(bus.read(&mut [0; 4096]), Ok(1..)) {}
+        });
+        Connection::over(ours, "unix:path=/bus", 0, patience)
+    }
+
+    fn kind_of(error: &Error) -> Option<ErrorKind> {
+        match error {
+            Error::Connect { source, .. } | Error::Io { source, .. } => Some(source.kind()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_bus_that_refuses_us() {
+        let error = client(&[b"REJECTED EXTERNAL\r\n"], 4096, false).unwrap_err();
+        assert!(
+            matches!(&error, Error::Auth { answer, uid: 0, .. } if answer == "REJECTED EXTERNAL"),
+            "{error}"
+        );
+        let endless = vec![b'x'; 10_000];
+        assert!(matches!(client(&[&endless], 4096, false), Err(Error::Auth { .. })));
+        let error = client(&[b"OK 12"], 4096, true).unwrap_err();
+        assert_eq!(kind_of(&error), Some(ErrorKind::UnexpectedEof), "{error}");
+    }
+
+    #[test]
+    fn a_bus_that_takes_too_long() {
+        for said in [&[][..], &[OK], &[OK, &hello()[..20]]] {
+            let begun = Instant::now();
+            let error = client(said, 4096, false).unwrap_err();
+            assert_eq!(kind_of(&error), Some(ErrorKind::TimedOut), "{error}");
+            assert!(begun.elapsed() < Duration::from_secs(5));
+        }
+        // A byte now and then is no answer either.
+        let begun = Instant::now();
+        let error = client(&[OK, &vec![b'l'; 4096]], 1, false).unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{error}");
+    }
+
+    #[test]
+    fn answers_in_pieces_and_out_of_order() {
+        let removed = |id, result| {
+            let arguments = [
+                Value::U32(id),
+                Value::Path(format!("/job/{id}")),
+                Value::str("x.scope"),
+                Value::str(result),
+            ];
+            answer(SIGNAL, 0, "JobRemoved", &arguments)
+        };
+        let said = [
+            OK.to_vec(),
+            hello(),
+            answer(SIGNAL, 0, "NameAcquired", &[Value::str(":1.5")]),
+            removed(6, "failed"),
+            removed(7, "done"),
+            // Somebody else's, then ours.
+            answer(METHOD_RETURN, 9, "", &[Value::str("no")]),
+            answer(METHOD_RETURN, 2, "", &[Value::Path("/job/7".into())]),
+        ];
+        let said: Vec<&[u8]> = said.iter().map(Vec::as_slice).collect();
+        let mut bus = client(&said, 7, false).unwrap();
+        let job = bus.call(METHOD, &[]).unwrap();
+        assert_eq!(job, ["/job/7"]);
+        let arguments = bus
+            .wait("JobRemoved", |arguments| arguments.get(1) == job.first())
+            .unwrap();
+        assert_eq!(arguments, ["7", "/job/7", "x.scope", "done"]);
+        let error = bus.wait("JobRemoved", |arguments| arguments.is_empty()).unwrap_err();
+        assert_eq!(kind_of(&error), Some(ErrorKind::TimedOut), "{error}");
+    }
+
+    #[test]
+    fn errors_have_the_calls_object() {
+        let refused = answer(
+            ERROR,
+            2,
+            "org.freedesktop.systemd1.UnitExists",
+            &[Value::str("it is there")],
+        );
+        let mut bus = client(&[OK, &hello(), &refused], 4096, false).unwrap();
+        let error = bus.call(METHOD, &[Value::str("x.scope")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "dbus call a.b.Call(x.scope): org.freedesktop.systemd1.UnitExists: it is there"
+        );
+        // Without a text, and with another argument in its place.
+        for arguments in [&[][..], &[Value::U64(1)]] {
+            let refused = answer(ERROR, 2, "e.f", arguments);
+            let mut bus = client(&[OK, &hello(), &refused], 4096, false).unwrap();
+            assert!(matches!(bus.call(METHOD, &[]), Err(Error::Remote { name, .. }) if name == "e.f"));
+        }
+    }
+
+    #[test]
+    fn a_bus_that_goes_or_talks_nonsense() {
+        let mut bus = client(&[OK, &hello()], 4096, true).unwrap();
+        let error = bus.call(METHOD, &[]).unwrap_err();
+        assert_eq!(kind_of(&error), Some(ErrorKind::UnexpectedEof), "{error}");
+        let mut broken = answer(METHOD_RETURN, 2, "", &[Value::str("text")]);
+        let at = broken.len() - 9;
+        broken[at] = 0xff;
+        for nonsense in [broken, vec![0xff; 64], vec![b'l'; 64], vec![0; 64]] {
+            // All zeros is a message without meaning, after which nothing comes.
+            let mut bus = client(&[OK, &hello(), &nonsense], 4096, true).unwrap();
+            let error = bus.call(METHOD, &[]).unwrap_err();
+            assert!(
+                matches!(error, Error::Malformed { .. }) || kind_of(&error) == Some(ErrorKind::UnexpectedEof),
+                "{error}"
+            );
+        }
     }
 
     #[test]

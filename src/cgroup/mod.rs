@@ -1,6 +1,6 @@
 //! cgroups: v2, v1 and hybrid; the drivers `cgroupfs` and `systemd`.
 //!
-//! [`plan`] is pure. [`Cgroup`] is a container's cgroup on the host, made by [`Cgroup::create`], found again by
+//! [`plan`] is pure. [`Cgroup`] is a container's cgroup on the host, made by [`Prepared::create`], found again by
 //! [`Cgroup::open`] from what the state file kept.
 //!
 //! On a hybrid host (v1 controllers, a v2 hierarchy beside them) the limits are v1's, as in runc. The container also gets a
@@ -28,6 +28,7 @@ mod v2;
 mod variant;
 
 pub use birth::Birth;
+pub use create::Prepared;
 pub use error::Error;
 pub use events::{OomEvent, OomEvents};
 pub use stats::Stats;
@@ -146,10 +147,9 @@ pub fn plan(spec: &Spec, id: &str, driver: Driver, host: &Host) -> Result<Plan, 
 }
 
 impl Cgroup {
-    /// Makes the cgroup and applies the limits. With the systemd driver the scope needs a process: it is made by
-    /// [`Cgroup::attach`]. Removes what it made if it fails.
-    pub fn create(plan: &Plan) -> Result<Self, Error> {
-        create::create(plan, &mounts::Layout::probe()?)
+    /// Prepares to make the cgroup that `plan` asks for.
+    pub fn prepare(plan: &Plan) -> Result<Prepared<'_>, Error> {
+        Prepared::new(plan)
     }
 
     /// Finds a container's cgroup again.

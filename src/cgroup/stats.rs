@@ -1,4 +1,5 @@
-//! What `events --stats` prints: the shape of runc's `types/events.go`, names and omissions included.
+//! What `events --stats` prints: the shape of runc's `types/events.go`, names and omissions included. (What is marked
+//! `omitempty` there is left out when it is 0 or has no elements; Go never leaves out a structure.)
 
 use super::{Cgroup, Error, stats_v1, stats_v2};
 use serde::Serialize;
@@ -25,9 +26,7 @@ pub struct Stats {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Cpu {
-    #[serde(skip_serializing_if = "is_default")]
     pub usage: CpuUsage,
-    #[serde(skip_serializing_if = "is_default")]
     pub throttling: Throttling,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub psi: Option<Psi>,
@@ -87,14 +86,11 @@ pub struct CpuSet {
 pub struct Memory {
     #[serde(skip_serializing_if = "is_default")]
     pub cache: u64,
-    #[serde(skip_serializing_if = "is_default")]
     pub usage: MemoryEntry,
     /// Memory and swap together, on v2 as well.
-    #[serde(skip_serializing_if = "is_default")]
     pub swap: MemoryEntry,
-    #[serde(skip_serializing_if = "is_default")]
     pub kernel: MemoryEntry,
-    #[serde(rename = "kernelTCP", skip_serializing_if = "is_default")]
+    #[serde(rename = "kernelTCP")]
     pub kernel_tcp: MemoryEntry,
     /// `memory.stat`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -179,9 +175,7 @@ pub struct Hugetlb {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[allow(missing_docs)]
 pub struct Psi {
-    #[serde(skip_serializing_if = "is_default")]
     pub some: PsiData,
-    #[serde(skip_serializing_if = "is_default")]
     pub full: PsiData,
 }
 
@@ -243,10 +237,11 @@ mod tests {
         assert_eq!(
             json,
             serde_json::json!({
-                "cpu": {}, "cpuset": {"cpu_exclusive": 0, "mem_hardwall": 0, "mem_exclusive": 0, "memory_migrate": 0,
+                "cpu": {"usage": {"kernel": 0, "user": 0}, "throttling": {}}, "cpuset": {"cpu_exclusive": 0, "mem_hardwall": 0, "mem_exclusive": 0, "memory_migrate": 0,
                     "memory_spread_page": 0, "memory_spread_slab": 0, "memory_pressure": 0, "sched_load_balance": 0,
                     "sched_relax_domain_level": 0},
-                "memory": {}, "pids": {}, "blkio": {}, "hugetlb": {}, "intel_rdt": {}, "network_interfaces": null
+                "memory": {"usage": {"limit": 0, "failcnt": 0}, "swap": {"limit": 0, "failcnt": 0},
+                    "kernel": {"limit": 0, "failcnt": 0}, "kernelTCP": {"limit": 0, "failcnt": 0}}, "pids": {}, "blkio": {}, "hugetlb": {}, "intel_rdt": {}, "network_interfaces": null
             })
         );
     }

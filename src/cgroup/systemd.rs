@@ -311,9 +311,13 @@ fn properties(version: u32, legacy: bool, limits: &mut Limits) -> Result<Vec<Pro
         );
     }
     cpu_quota(version, &mut limits.quota, limits.period, &mut list);
-    for (name, text) in [("AllowedCPUs", &limits.cpus), ("AllowedMemoryNodes", &limits.mems)] {
+    let sets = [
+        ("AllowedCPUs", "linux.resources.cpu.cpus", &limits.cpus),
+        ("AllowedMemoryNodes", "linux.resources.cpu.mems", &limits.mems),
+    ];
+    for (name, field, text) in sets {
         if !text.is_empty() && version >= 244 {
-            list.push(property(name, cpu_mask("linux.resources.cpu", text)?));
+            list.push(property(name, cpu_mask(field, text)?));
         }
     }
     for (key, value) in &limits.unified {

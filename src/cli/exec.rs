@@ -53,7 +53,7 @@ pub struct ExecArgs {
     /// Add a capability to the bounding set for the process
     #[arg(short, long)]
     cap: Vec<String>,
-    /// Pass N additional file descriptors to the container (stdio + $LISTEN_FDS + N in total)
+    /// Pass N additional file descriptors to the container (stdio + N in total)
     #[arg(long, default_value = "0")]
     preserve_fds: i32,
     /// Run the process in an (existing) sub-cgroup(s). Format is [<controller>:]<cgroup>

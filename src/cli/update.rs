@@ -236,6 +236,10 @@ fn merge_into(document: &mut Value, mut request: Value) -> Result<LinuxResources
     let mut limits = resources.clone();
     if let Some(limits) = limits.as_object_mut() {
         limits.remove("devices");
+        // To oci-spec's types a limit that is not there is 0, which is a limit.
+        if limits.get("pids").is_some_and(|pids| pids["limit"].is_null()) {
+            limits.remove("pids");
+        }
     }
     serde_json::from_value(limits).map_err(UpdateError::Merged)
 }
@@ -354,6 +358,14 @@ mod tests {
         let limits = merge_into(&mut document, json!({"cpu": {"idle": 1}})).unwrap();
         assert_eq!(limits.cpu().as_ref().unwrap().shares(), None);
         assert_eq!(limits.cpu().as_ref().unwrap().idle(), Some(1));
+    }
+
+    #[test]
+    fn an_absent_pids_limit_is_not_zero() {
+        let mut document = json!({"linux": {"resources": {"pids": {}}}});
+        assert!(merge_into(&mut document, json!({"pids": {}})).unwrap().pids().is_none());
+        let limits = merge_into(&mut document, json!({"pids": {"limit": 0}})).unwrap();
+        assert_eq!(limits.pids().as_ref().unwrap().limit(), 0);
     }
 
     #[test]

@@ -103,9 +103,29 @@ impl Config {
 
     /// Parses `raw`; `path` is for messages.
     pub fn parse(raw: Vec<u8>, path: &Path) -> Result<Self, Error> {
-        match serde_json::from_slice(&raw) {
-            Ok(spec) => Ok(Self { spec, raw }),
-            Err(_) => Self::parse_leniently(&raw, path),
+        let mut config = match serde_json::from_slice(&raw) {
+            Ok(spec) => Self { spec, raw },
+            Err(_) => Self::parse_leniently(&raw, path)?,
+        };
+        config.forget_absent_pids_limit();
+        Ok(config)
+    }
+
+    /// oci-spec's types make a limit of 0 out of `"pids": {}`, which asks for none. Only the document can tell.
+    fn forget_absent_pids_limit(&mut self) {
+        let linux = self.spec.linux_mut().as_mut();
+        let Some(resources) = linux.and_then(|linux| linux.resources_mut().as_mut()) else {
+            return;
+        };
+        if resources.pids().is_none_or(|pids| pids.limit() != 0) {
+            return;
+        }
+        let document: Value = serde_json::from_slice(&self.raw).unwrap_or_default();
+        if document
+            .pointer("/linux/resources/pids/limit")
+            .is_none_or(Value::is_null)
+        {
+            resources.set_pids(None);
         }
     }
 
@@ -277,6 +297,18 @@ mod tests {
             !String::from_utf8(config.raw.clone()).unwrap().contains("FUTURE"),
             "later verbs must not warn again"
         );
+    }
+
+    #[test]
+    fn an_absent_pids_limit_is_not_zero() {
+        let limit = |pids: &str| {
+            let text = format!(r#"{{"ociVersion": "1.0.2", "linux": {{"resources": {{"pids": {pids}}}}}}}"#);
+            let config = parse(&text).unwrap();
+            let resources = config.spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
+            resources.pids().as_ref().map(|pids| pids.limit())
+        };
+        let texts = ["{}", r#"{"limit": null}"#, r#"{"limit": 0}"#, r#"{"limit": 7}"#];
+        assert_eq!(texts.map(limit), [None, None, Some(0), Some(7)]);
     }
 
     #[test]

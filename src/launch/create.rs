@@ -11,7 +11,7 @@ use super::image::{self, Image};
 use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
 use super::terminal::{self, Offer};
-use super::{CreateOptions, Error, parent};
+use super::{CreateOptions, Error, parent, start};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::host::Host;
@@ -55,6 +55,7 @@ struct Making {
     reservation: Option<Reservation>,
     cgroup: Option<Cgroup>,
     init: Newborn,
+    rdt: Option<process::rdt::Group>,
     poststop: Option<(Vec<Hook>, Record)>,
 }
 
@@ -62,6 +63,7 @@ impl Making {
     /// The container exists: nothing is undone any more.
     fn keep(mut self) {
         self.init.keep();
+        self.rdt = None;
         self.poststop = None;
         if let Some(reservation) = self.reservation.take() {
             reservation.commit();
@@ -78,13 +80,11 @@ impl Drop for Making {
             let emptied = cgroup.signal_all(Signal::SIGKILL).and_then(|()| cgroup.destroy());
             complaints.extend(emptied.err().map(|error| error.to_string()));
         }
+        if let Some(group) = self.rdt.take() {
+            complaints.extend(group.remove().err().map(|error| error.to_string()));
+        }
         if let Some((hooks, record)) = self.poststop.take() {
-            let state = hooks::state(&record, "stopped", 0);
-            complaints.extend(
-                hooks::run_all("poststop", &hooks, &state, None)
-                    .err()
-                    .map(|error| error.to_string()),
-            );
+            start::run_poststop(&hooks, &record);
         }
         for complaint in complaints {
             tracing::warn!("undoing a container that failed: {complaint}");
@@ -94,7 +94,7 @@ impl Drop for Making {
 
 /// Makes the container, up to where its init waits for the start.
 pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bool) -> Result<Created, Error> {
-    let preserve = parent::preserved_descriptors(options.preserve_fds)?;
+    let preserve = parent::preserved_descriptors(parent::listen_fds(), options.preserve_fds)?;
     let config = Config::load(&options.bundle)?;
     let host = Host::probe(options.rootless);
     let mut plan = parent::resolve(&config, &host, options)?;
@@ -104,11 +104,15 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 
     let mut making = Making::default();
     let reservation = making.reservation.insert(store.reserve(&options.id)?);
-    let mut record = parent::record(&plan, &host);
-    let cgroup = making.cgroup.insert(Cgroup::create(&plan.cgroup)?);
-    record.cgroup = cgroup.save();
+    let cgroup = Cgroup::prepare(&plan.cgroup)?;
+    let mut record = parent::record(&plan, &host, cgroup.save())?;
     reservation.save_config(&config)?;
     reservation.save(&record)?;
+    let cgroup = making.cgroup.insert(cgroup.create()?);
+    if cgroup.save() != record.cgroup {
+        record.cgroup = cgroup.save();
+        reservation.save(&record)?;
+    }
 
     let filter = plan
         .seccomp
@@ -124,7 +128,11 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         start: socket.as_ref(),
         preserve,
         filter: filter.as_ref(),
+        lock: reservation.lock_number(),
     };
+    // From here on the container is something that others can have seen: as with runc, poststop hooks follow whatever fails.
+    let poststop = plan.hooks.poststop().clone().unwrap_or_default();
+    making.poststop = (!poststop.is_empty()).then(|| (poststop, record.clone()));
     let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
     // Init has its own copy by now; only it may answer.
     drop(socket);
@@ -141,11 +149,13 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         listener: parent::listener(&config),
         status: "creating",
     };
+    making.rdt = plan.process.rdt.clone();
     attendant.until_created(&channel, early, &plan.process, || {
-        run_parent_hooks(&plan.hooks, &record, &mut making.poststop)
+        run_parent_hooks(&plan.hooks, &record)
     })?;
-    record.created = crate::logging::timestamp();
-    reservation.save(&record)?;
+    if start == StartBy::Socket {
+        reservation.save_created(&mut record)?;
+    }
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
     Ok(Created {
         record,
@@ -158,8 +168,8 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 }
 
 impl Created {
-    /// Tells init to execute the program, and learns how that went.
-    pub fn start(&self) -> Result<(), Error> {
+    /// Tells init to execute the program, and learns how that went. Only then may others do with the container as they like.
+    pub fn start(&mut self) -> Result<(), Error> {
         self.channel.send(&Message::Start)?;
         Attendant {
             record: &self.record,
@@ -167,7 +177,11 @@ impl Created {
             listener: parent::listener(&self.config),
             status: "creating",
         }
-        .until_running(&self.channel)
+        .until_running(&self.channel)?;
+        if let Some(reservation) = &self.making.reservation {
+            reservation.save_created(&mut self.record)?;
+        }
+        Ok(())
     }
 
     /// Leaves the container to itself: from now on nothing is undone.
@@ -183,6 +197,7 @@ struct Spawning<'a> {
     start: Option<&'a OwnedFd>,
     preserve: u32,
     filter: Option<&'a Filter>,
+    lock: Option<RawFd>,
 }
 
 impl Spawning<'_> {
@@ -245,6 +260,7 @@ impl Spawning<'_> {
         let handover = self.handover(plan, record, middle, through.files.clone(), &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
+        birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
         let child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));
@@ -313,9 +329,7 @@ impl Spawning<'_> {
 
 /// `prestart` and `createRuntime`: all mounts are made, and init waits.
 #[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
-fn run_parent_hooks(hooks: &Hooks, record: &Record, poststop: &mut Option<(Vec<Hook>, Record)>) -> Result<(), Error> {
-    // From here on the container has been seen by others: poststop hooks follow even if it fails.
-    *poststop = Some((hooks.poststop().clone().unwrap_or_default(), record.clone()));
+fn run_parent_hooks(hooks: &Hooks, record: &Record) -> Result<(), Error> {
     let state = hooks::state(record, "creating", record.pid);
     hooks::run_all(
         "prestart",

@@ -17,7 +17,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Runs a process in the container; returns its exit status, or 0 if detached.
 pub fn exec(store: &Store, container: &Container, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
-    let preserve = parent::preserved_descriptors(options.preserve_fds)?;
+    // What systemd passed is for the container's init.
+    let preserve = parent::preserved_descriptors(0, options.preserve_fds)?;
     let plan = process::plan(
         &options.process,
         &config.spec,
@@ -80,12 +81,13 @@ impl Request<'_> {
     ) -> Result<(Child, Channel, Vec<Message>), Error> {
         let record = &self.container.record;
         let image = image::open(self.hull())?;
-        let cgroup = self.container.cgroup()?;
+        let mut cgroup = self.container.cgroup()?;
         // An init that manages cgroups of its own has moved to one of those; runc goes there, too.
         let entry = match sub_cgroups.is_empty() && cgroup.is_left()? {
             true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
             false => cgroup.birth(sub_cgroups)?,
         };
+        let attach = entry.by_pid;
         let pidfd = self.container.pidfd()?;
         let (cgroup_kind, kinds): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| *kind == Kind::Cgroup);
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
@@ -100,8 +102,10 @@ impl Request<'_> {
         let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
         let mut middle = needs_middle.then(|| Middle {
             in_user_namespace: kinds.contains(&Kind::User),
+            wait: attach,
             ..Middle::default()
         });
+        birth.wait = attach && !needs_middle;
         let through = birth.enter(entry, middle.as_mut());
         let handover = Handover {
             middle,
@@ -131,12 +135,17 @@ impl Request<'_> {
         let has_middle = handover.middle.is_some();
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
+        birth.abandon = vec![channel.as_raw_fd()];
         let mut early = Vec::new();
         let mut child = spawn::spawn(&image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));
         if has_middle {
             (child, early) = parent::replace_middle(&channel, newborn)?;
+        }
+        if attach {
+            cgroup.attach(child.pid)?;
+            channel.send(&Message::Go)?;
         }
         Ok((child, channel, early))
     }

@@ -31,15 +31,25 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
         return Ok(0);
     };
     let status = supervise(pid, signals, master)?;
-    if !run.keep {
-        match store.open(&record.id).and_then(|container| container.lock()?.destroy()) {
-            Ok(()) => start::poststop(&config, &record),
-            // Somebody deleted it meanwhile.
-            Err(state::Error::NotFound) => {}
-            Err(error) => return Err(error.into()),
-        }
+    if !run.keep && delete(store, &record)? {
+        start::poststop(&config, &record);
     }
     Ok(status)
+}
+
+/// Removes what is left of the container; false if somebody else has done so meanwhile, perhaps even made a new container of
+/// the same id, which is none of ours.
+fn delete(store: &Store, record: &state::Record) -> Result<bool, Error> {
+    let locked = match store.open(&record.id).and_then(state::Container::lock) {
+        // Busy: a new one that is being created.
+        Err(state::Error::NotFound | state::Error::Busy(_)) => return Ok(false),
+        other => other?,
+    };
+    if (locked.record.pid, locked.record.start_time) != (record.pid, record.start_time) {
+        return Ok(false);
+    }
+    locked.destroy()?;
+    Ok(true)
 }
 
 /// All signals, taken from their default actions to be read from a descriptor.
@@ -74,23 +84,24 @@ pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<
             Err(errno) => return Err(Error::call("poll")(errno)),
         }
         if let Some(terminal) = &mut terminal {
-            terminal.copy()?;
+            terminal.copy();
         }
         while let Some(info) = signals.0.read_signal().map_err(Error::call("read of the signalfd"))? {
             match info.ssi_signo as i32 {
                 libc::SIGCHLD => status = status.or(reap(pid)?),
-                signal => deliver(pid, signal, terminal.as_ref())?,
+                signal => deliver(pid, signal, terminal.as_ref()),
             }
         }
     }
     if let Some(mut terminal) = terminal {
-        terminal.drain()?;
+        // What the container wrote last.
+        terminal.copy_output();
     }
     Ok(status.unwrap_or(255))
 }
 
 /// Passes a signal that this process got on to the container's.
-fn deliver(pid: Pid, signal: i32, terminal: Option<&Terminal>) -> Result<(), Error> {
+fn deliver(pid: Pid, signal: i32, terminal: Option<&Terminal>) {
     match (signal, terminal) {
         (libc::SIGWINCH, Some(terminal)) => terminal.resize(),
         // Ours: a reader of our output is gone, or we may not use our own terminal just now.
@@ -98,10 +109,10 @@ fn deliver(pid: Pid, signal: i32, terminal: Option<&Terminal>) -> Result<(), Err
         _ => match proa_sys::signal::kill(pid.as_raw(), signal) {
             // ESRCH: it just ended; SIGCHLD follows.
             Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => return Err(Error::call(format!("kill({pid}, {signal})"))(errno)),
+            // A rootless container's process may have become somebody else; it goes on, and so does who waits for it.
+            Err(errno) => tracing::warn!("kill({pid}, {signal}): {errno}"),
         },
     }
-    Ok(())
 }
 
 /// Reaps every child that ended; returns the status of `pid` if it is among them.
@@ -127,12 +138,15 @@ fn reap(pid: Pid) -> Result<Option<u8>, Error> {
     }
 }
 
-/// The container's terminal, joined to this process's.
+/// The container's terminal, joined to this process's. Nothing that is wrong with our own stdin and stdout, or with the
+/// terminal itself, ends the wait for the container: it would be left behind.
 struct Terminal {
     master: OwnedFd,
     before: Option<Termios>,
     input: Input,
     output_ended: bool,
+    /// Nobody takes what is shown; it is read all the same, or the container would stop at a full terminal.
+    unseen: bool,
 }
 
 /// What was typed and not yet taken.
@@ -149,6 +163,7 @@ impl Terminal {
             before: None,
             input: Input::default(),
             output_ended: false,
+            unseen: false,
         };
         nonblocking(terminal.master.as_fd())?;
         let stdin = std::io::stdin();
@@ -195,20 +210,14 @@ impl Terminal {
 
 impl Terminal {
     /// Moves what can be moved without waiting, except that our own stdout is written out in full.
-    fn copy(&mut self) -> Result<(), Error> {
-        self.copy_output()?;
+    fn copy(&mut self) {
+        self.copy_output();
         if self.input.pending.is_empty() && !self.input.ended && readable(rustix::stdio::stdin()) {
             let mut buffer = [0; 4096];
             match nix::unistd::read(rustix::stdio::stdin(), &mut buffer) {
-                Ok(0) | Err(Errno::EIO) => self.input.ended = true,
-                Ok(count) => self.input.pending.extend_from_slice(&buffer[..count]),
+                Ok(count @ 1..) => self.input.pending.extend_from_slice(&buffer[..count]),
                 Err(Errno::EINTR | Errno::EAGAIN) => {}
-                Err(errno) => {
-                    return Err(Error::Call {
-                        call: "read(stdin)".into(),
-                        errno,
-                    });
-                }
+                Ok(0) | Err(_) => self.input.ended = true,
             }
         }
         while !self.input.pending.is_empty() {
@@ -216,72 +225,53 @@ impl Terminal {
                 Ok(count) => drop(self.input.pending.drain(..count)),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
-                // No slave is open: there is nobody to type for.
-                Err(Errno::EIO) => {
+                // EIO: no slave is open, there is nobody to type for.
+                Err(_) => {
                     self.input.pending.clear();
                     self.input.ended = true;
                 }
-                Err(errno) => {
-                    return Err(Error::Call {
-                        call: "write(terminal)".into(),
-                        errno,
-                    });
-                }
             }
         }
-        Ok(())
     }
 
-    fn copy_output(&mut self) -> Result<(), Error> {
+    /// Shows what the container wrote, until there is no more for now.
+    fn copy_output(&mut self) {
         let mut buffer = [0; 32 * 1024];
         while !self.output_ended {
             match nix::unistd::read(&self.master, &mut buffer) {
-                // EIO: the last slave was closed.
-                Ok(0) | Err(Errno::EIO) => self.output_ended = true,
-                Ok(count) => self.show(&buffer[..count])?,
+                Ok(count @ 1..) => self.show(&buffer[..count]),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
-                Err(errno) => {
-                    return Err(Error::Call {
-                        call: "read(terminal)".into(),
-                        errno,
-                    });
-                }
+                // EIO: the last slave was closed.
+                Ok(0) | Err(_) => self.output_ended = true,
             }
         }
-        Ok(())
     }
 
-    fn show(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
-        while !bytes.is_empty() {
+    fn show(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.unseen {
             match nix::unistd::write(rustix::stdio::stdout(), bytes) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(Errno::EINTR) => {}
-                // Our reader is gone; the container goes on.
-                Err(Errno::EPIPE) => return Ok(()),
+                // Our stdout may be somebody's non-blocking pipe.
+                Err(Errno::EAGAIN) => self.unseen = !writable(rustix::stdio::stdout()),
+                // EPIPE: our reader is gone.
                 Err(errno) => {
-                    return Err(Error::Call {
-                        call: "write(stdout)".into(),
-                        errno,
-                    });
+                    if errno != Errno::EPIPE {
+                        tracing::warn!("write(stdout): {errno}: the container's output is not shown any more");
+                    }
+                    self.unseen = true;
                 }
             }
         }
-        Ok(())
-    }
-
-    /// What the container wrote last, after it ended.
-    fn drain(&mut self) -> Result<(), Error> {
-        self.copy_output()
     }
 }
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        let Some(before) = &self.before else {
-            return;
-        };
-        if let Err(errno) = rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, before) {
+        if let Some(before) = &self.before
+            && let Err(errno) = rustix::termios::tcsetattr(std::io::stdin(), OptionalActions::Now, before)
+        {
             tracing::warn!("tcsetattr(stdin, as before): {errno}");
         }
     }
@@ -289,6 +279,16 @@ impl Drop for Terminal {
 
 fn readable(fd: BorrowedFd<'_>) -> bool {
     poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], PollTimeout::ZERO).is_ok_and(|count| count > 0)
+}
+
+/// Waits until `fd` takes more; false if it never will.
+fn writable(fd: BorrowedFd<'_>) -> bool {
+    loop {
+        match poll(&mut [PollFd::new(fd, PollFlags::POLLOUT)], PollTimeout::NONE) {
+            Err(Errno::EINTR) => {}
+            polled => return polled.is_ok(),
+        }
+    }
 }
 
 fn nonblocking(fd: BorrowedFd<'_>) -> Result<(), Error> {

@@ -2,6 +2,7 @@
 
 use super::channel::{Channel, Message};
 use super::{CreateOptions, Error, hooks};
+use crate::cgroup;
 use crate::host::Host;
 use crate::plan::{Plan, Request};
 use crate::process::{self, Filter};
@@ -19,22 +20,27 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// How many descriptors `$LISTEN_FDS` and `--preserve-fds` name, each of which must be open.
-pub fn preserved_descriptors(preserve_fds: u32) -> Result<u32, Error> {
-    let count = listen_fds() + preserve_fds;
+/// How many descriptors after stdio the program inherits: `listen_fds` and those of `--preserve-fds`, each of which must be
+/// open.
+pub fn preserved_descriptors(listen_fds: u32, preserve_fds: u32) -> Result<u32, Error> {
+    let count = listen_fds.saturating_add(preserve_fds);
     // What is close-on-exec was opened by proa itself (its log): nothing like that can have been inherited.
-    match (3..3 + count as RawFd).find(|fd| !proa_sys::fd::is_inheritable(*fd)) {
-        Some(fd) => Err(Error::PreservedDescriptor { fd, count }),
+    match (3..RawFd::MAX)
+        .zip(0..count)
+        .find(|(fd, _)| !proa_sys::fd::is_inheritable(*fd))
+    {
+        Some((fd, _)) => Err(Error::PreservedDescriptor { fd, count }),
         None => Ok(count),
     }
 }
 
-/// `$LISTEN_FDS`, sd_listen_fds(3).
+/// `$LISTEN_FDS`, sd_listen_fds(3): those of this very process, not of one before it that left the variables behind.
 pub fn listen_fds() -> u32 {
-    std::env::var("LISTEN_FDS")
-        .ok()
-        .and_then(|count| count.parse().ok())
-        .unwrap_or(0)
+    let number = |name| -> Option<u32> { std::env::var(name).ok()?.parse().ok() };
+    match number("LISTEN_PID") {
+        Some(pid) if pid == std::process::id() => number("LISTEN_FDS").unwrap_or(0),
+        _ => 0,
+    }
 }
 
 /// The name proa was called by: the name of its file, or of a link to it. It can select the Wasm hull, and messages that
@@ -64,21 +70,22 @@ pub fn resolve(config: &crate::config::Config, host: &Host, options: &CreateOpti
 }
 
 /// What is known of the container before it exists.
-pub fn record(plan: &Plan, host: &Host) -> Record {
-    Record {
+pub fn record(plan: &Plan, host: &Host, cgroup: cgroup::Saved) -> Result<Record, Error> {
+    Ok(Record {
         oci_version: plan.oci_version.clone(),
         id: plan.id.clone(),
         pid: 0,
+        creator: Some(state::Creator::this_process()?),
         start_time: 0,
         bundle: plan.bundle.clone(),
         rootfs: plan.rootfs.root().to_path_buf(),
         created: crate::logging::timestamp(),
         annotations: plan.annotations.clone(),
         owner: host.euid,
-        cgroup: Default::default(),
+        cgroup,
         hull: plan.hull,
         terminal: plan.process.terminal,
-    }
+    })
 }
 
 /// The compiled seccomp filter; compiled ones are kept beside the containers' states.

@@ -28,6 +28,9 @@ pub struct Birth {
     pub wait: bool,
     /// Descriptors that stay open over the execve(2), under the same numbers.
     pub inherit: Vec<RawFd>,
+    /// What the new process, a copy of this one, must not keep open: the lock of the container, which its creator's death has
+    /// to release, and the creator's end of the channel, whose end of file tells of it.
+    pub abandon: Vec<RawFd>,
 }
 
 /// The way into the cgroup that a process in the middle's child takes.
@@ -136,6 +139,9 @@ fn become_init(
     plan: &OwnedFd,
     in_cgroup: bool,
 ) -> Result<Infallible, Error> {
+    for fd in &birth.abandon {
+        proa_sys::fd::abandon(*fd);
+    }
     let fallback = birth.into_fallback.iter().filter(|_| !in_cgroup);
     enter_cgroup(birth.join.iter().chain(fallback), birth.optional)?;
     if birth.wait && !init.wait_go()? {

@@ -7,6 +7,7 @@ use crate::config::Config;
 use crate::state::{Action, Record, Refused, Store};
 use nix::sys::socket::SockFlag;
 use nix::unistd::Pid;
+use oci_spec::runtime::Hook;
 
 /// Starts the created container `id`.
 ///
@@ -16,10 +17,10 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
     let container = store.open(id)?;
     container.require(Action::Start)?;
     let config = container.config()?;
-    let path = || container.dir().join(crate::state::START_SOCKET);
-    let socket = container
-        .connect_start(SockFlag::empty())
-        .map_err(|errno| Error::path("connect", path())(errno.into()))?;
+    let socket = container.connect_start(SockFlag::empty()).map_err(|errno| {
+        let path = container.dir().join(crate::state::START_SOCKET);
+        Error::path("connect", path)(errno.into())
+    })?;
     let channel = Channel::from(socket);
     channel.send(&Message::Start)?;
     match channel.receive()? {
@@ -39,7 +40,7 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
     .until_running(&channel)?;
     poststart(&config, &container.record)?;
     // Nobody listens there any more: later status checks need not even try.
-    std::fs::remove_file(path()).map_err(Error::path("unlink", path()))
+    Ok(container.remove_start()?)
 }
 
 /// The `poststart` hooks. As with runc, the container is killed if one fails.
@@ -63,15 +64,18 @@ pub fn poststart(config: &Config, record: &Record) -> Result<(), Error> {
     Ok(ran?)
 }
 
-/// The `poststop` hooks, after a container was deleted. A failing one is logged, and the others still run
-/// (runtime-spec runtime.md#lifecycle, step 13).
+/// The `poststop` hooks, after a container was deleted.
 pub fn poststop(config: &Config, record: &Record) {
     let hooks = config
         .spec
         .hooks()
         .as_ref()
-        .and_then(|hooks| hooks.poststop().as_deref())
-        .unwrap_or_default();
+        .and_then(|hooks| hooks.poststop().as_deref());
+    run_poststop(hooks.unwrap_or_default(), record);
+}
+
+/// Runs `poststop` hooks. A failing one is logged, and the others still run (runtime-spec runtime.md#lifecycle, step 13).
+pub fn run_poststop(hooks: &[Hook], record: &Record) {
     let state = hooks::state(record, "stopped", 0);
     for hook in hooks {
         if let Err(error) = hooks::run_all("poststop", std::slice::from_ref(hook), &state, None) {

@@ -57,13 +57,35 @@ pub fn join_process(pidfd: BorrowedFd<'_>, pid: i32, kinds: &[Kind]) -> Result<(
 
 /// The way of kernels before 5.8. All files are opened before the first is joined: `/proc` is the host's until then.
 pub fn join_process_each(pid: i32, kinds: &[Kind]) -> Result<(), Error> {
-    let mut files = Vec::with_capacity(kinds.len());
-    for &kind in kinds {
-        let path = PathBuf::from(format!("/proc/{pid}/ns/{}", kind.file_name()));
-        let file = File::open(&path).map_err(|source| Error::Open { kind, path, source })?;
-        files.push((kind, file));
+    let files = kinds
+        .iter()
+        .map(|&kind| Ok((kind, open_of(pid, kind)?)))
+        .collect::<Result<Vec<_>, Error>>()?;
+    // What the caller may join it joins with the caller's rights: a network namespace of the host's making, say, which root
+    // of the container's user namespace may not. For the rest those of that root are needed: the caller is not root itself.
+    let (user, others): (Vec<_>, Vec<_>) = files.iter().partition(|(kind, _)| *kind == Kind::User);
+    let mut later = Vec::new();
+    for (kind, file) in others {
+        match join(*kind, file.as_fd()) {
+            Err(Error::Call {
+                errno: Errno::EPERM, ..
+            }) if !user.is_empty() => later.push((kind, file)),
+            other => other?,
+        }
     }
-    files.iter().try_for_each(|(kind, file)| join(*kind, file.as_fd()))
+    user.into_iter()
+        .map(|(kind, file)| (kind, file))
+        .chain(later)
+        .try_for_each(|(kind, file)| join(*kind, file.as_fd()))
+}
+
+/// A namespace of the process `pid`, opened.
+pub fn open_of(pid: i32, kind: Kind) -> Result<OwnedFd, Error> {
+    let path = PathBuf::from(format!("/proc/{pid}/ns/{}", kind.file_name()));
+    match File::open(&path) {
+        Ok(file) => Ok(file.into()),
+        Err(source) => Err(Error::Open { kind, path, source }),
+    }
 }
 
 /// unshare(2) of one kind.

@@ -62,6 +62,16 @@ pub enum Error {
     /// A required part of config.json is missing. Words are runc's.
     #[error("{0}")]
     Missing(&'static str),
+    /// config.md#posix-platform-hooks: `path` MUST be absolute.
+    #[error("hooks.{kind}[{index}].path: {path:?} is not absolute")]
+    HookPath {
+        /// e.g. `prestart`.
+        kind: &'static str,
+        /// Which of the list.
+        index: usize,
+        /// As given.
+        path: PathBuf,
+    },
     /// Namespaces.
     #[error(transparent)]
     Namespace(#[from] namespace::Error),
@@ -90,6 +100,7 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         .process()
         .as_ref()
         .ok_or(Error::Missing("process property must not be empty"))?;
+    check_hooks(spec.hooks().as_ref())?;
     let annotations = spec.annotations().clone().unwrap_or_default();
     let options = process::Options {
         no_new_keyring: request.no_new_keyring,
@@ -122,6 +133,28 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         annotations,
         process,
     })
+}
+
+/// Refuses a hook that would be looked for in somebody's `PATH`.
+#[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
+fn check_hooks(hooks: Option<&Hooks>) -> Result<(), Error> {
+    let Some(hooks) = hooks else { return Ok(()) };
+    let kinds = [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ];
+    for (kind, hooks) in kinds {
+        let hooks = hooks.as_deref().unwrap_or_default();
+        if let Some(index) = hooks.iter().position(|hook| !hook.path().is_absolute()) {
+            let path = hooks[index].path().clone();
+            return Err(Error::HookPath { kind, index, path });
+        }
+    }
+    Ok(())
 }
 
 impl Plan {

@@ -1,6 +1,6 @@
 //! One container's directory: reserved, read, locked, changed, removed.
 
-use super::{Action, Error, Record, Status, process, require};
+use super::{Action, Creator, Error, Record, Status, process, require};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::process::rdt::Group;
@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -52,6 +52,18 @@ impl Reservation {
     /// if this process is killed), and once it waits for `start`.
     pub fn save(&self, record: &Record) -> Result<(), Error> {
         save_record(&self.dir, record)
+    }
+
+    /// Stores that the container is created.
+    pub fn save_created(&self, record: &mut Record) -> Result<(), Error> {
+        record.created = crate::logging::timestamp();
+        record.creator = None;
+        self.save(record)
+    }
+
+    /// The lock's descriptor, by number.
+    pub fn lock_number(&self) -> Option<RawFd> {
+        self.lock.as_ref().map(|lock| lock.as_raw_fd())
     }
 
     /// Makes the socket on which init will listen for `start`, for init to inherit.
@@ -119,7 +131,9 @@ impl Container {
 
     /// Takes the container's lock, waiting for it, and reads the record again. [`Error::Busy`] while it is being created.
     pub fn lock(self) -> Result<Locked, Error> {
-        let creating = self.record.pid == 0;
+        // If its creator was killed, what still holds the lock is on its way to let go: the creator's copy that was to
+        // become init.
+        let creating = self.record.creator.is_some_and(Creator::lives);
         let Self { dir, file, record } = self;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => locked,
@@ -155,7 +169,9 @@ impl Container {
         if !self.alive() {
             return Status::Stopped;
         }
-        if self.frozen() {
+        if self.record.creator.is_some() {
+            Status::Creating
+        } else if self.frozen() {
             Status::Paused
         } else if self.waits() {
             Status::Created
@@ -205,6 +221,15 @@ impl Container {
         )?;
         connect(fd.as_raw_fd(), &start_address(&self.file)?)?;
         Ok(fd)
+    }
+
+    /// Removes the start socket, once nobody listens on it. Through the descriptor of the directory: the container may have
+    /// been deleted since, and another of the same id been created.
+    pub fn remove_start(&self) -> Result<(), Error> {
+        match rustix::fs::unlinkat(&self.file, START_SOCKET, rustix::fs::AtFlags::empty()) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+            Err(errno) => Err(Error::file("unlink", &self.dir.join(START_SOCKET))(errno.into())),
+        }
     }
 
     /// A pidfd of init, known to be of that very process; `None` on a kernel before 5.3.
@@ -467,6 +492,7 @@ mod tests {
             oci_version: "1.3.0".into(),
             id: id.into(),
             pid,
+            creator: (pid == 0).then(|| Creator::this_process().unwrap()),
             start_time,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),

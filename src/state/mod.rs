@@ -43,6 +43,8 @@ pub struct Record {
     pub id: String,
     /// Init's pid in the caller's pid namespace. 0 while the container is being created.
     pub pid: i32,
+    /// Who is creating the container, or was killed at it.
+    pub creator: Option<Creator>,
     /// Init's start time, field 22 of proc_pid_stat(5), in clock ticks since boot: tells a reused pid.
     pub start_time: u64,
     /// The bundle directory, absolute.
@@ -63,6 +65,30 @@ pub struct Record {
     pub terminal: bool,
 }
 
+/// A process that creates a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Creator {
+    pid: i32,
+    start_time: u64,
+}
+
+impl Creator {
+    /// The calling process.
+    pub fn this_process() -> Result<Self, Error> {
+        let pid = std::process::id() as i32;
+        let stat = process::Stat::read(pid).ok_or(Error::NoProc)?;
+        Ok(Self {
+            pid,
+            start_time: stat.start_time,
+        })
+    }
+
+    fn lives(self) -> bool {
+        process::alive(self.pid, self.start_time)
+    }
+}
+
 /// Why the state can't be read or written; names the container and the path.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -81,6 +107,9 @@ pub enum Error {
     /// Another proa is creating this container just now.
     #[error("container {0} is being created by another process")]
     Busy(String),
+    /// No procfs on `/proc`.
+    #[error("/proc/self/stat can't be read: is procfs mounted?")]
+    NoProc,
     /// The container's status forbids it.
     #[error(transparent)]
     Refused(#[from] Refused),

@@ -107,7 +107,8 @@ pub fn keyring_join(name: &CStr) -> Result<i32> {
 
 /// The description of key `serial`: `type;uid;gid;perm;description`, perm in hexadecimal (keyctl(2), KEYCTL_DESCRIBE).
 pub fn key_describe(serial: i32) -> Result<Vec<u8>> {
-    let mut buffer = vec![0u8; 256];
+    // KEY_MAX_DESC_SIZE for the name, and some for the numbers in front of it; the kernel writes all or nothing.
+    let mut buffer = vec![0u8; 4096 + 64];
     // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`, which is that long.
     let ret = unsafe {
         libc::syscall(
@@ -120,8 +121,7 @@ pub fn key_describe(serial: i32) -> Result<Vec<u8>> {
         )
     };
     let length = Errno::result(ret)? as usize;
-    // The kernel returns the length it needs, even where that is more than it was given.
-    buffer.truncate(length.min(256));
+    buffer.truncate(length);
     Ok(buffer)
 }
 

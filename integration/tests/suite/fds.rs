@@ -12,6 +12,9 @@ tests! {
     preserve_fds_passes_no_more_than_asked .once();
     preserve_fds_that_are_closed_are_refused .once().since_runc(1, 2);
     listen_fds_are_passed_with_their_variables .once();
+    listen_fds_of_somebody_else_are_not_passed .once();
+    exec_passes_no_listen_fds .once();
+    absurd_counts_of_descriptors_are_refused .once().only_proa();
     exec_preserve_fds .once();
     standard_streams_can_be_reopened_by_an_unprivileged_user .once();
     closed_standard_streams_do_not_confuse .once();
@@ -118,6 +121,47 @@ fn listen_fds_are_passed_with_their_variables(ctx: &Ctx) {
         out.stdout.contains("LISTEN_FDS=1") && out.stdout.contains("LISTEN_PID=1\n"),
         "{out:?}"
     );
+}
+
+/// sd_listen_fds(3): they are for the process whose pid `LISTEN_PID` has, not for whoever inherits the variables.
+fn listen_fds_of_somebody_else_are_not_passed(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.sh("probe fds; env");
+    for pid in ["1", "", "x"] {
+        let id = ctx.id();
+        let call = ctx
+            .call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &id])
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_PID", pid);
+        let out = call.under(&with_open("exec 3</; exec \"$@\"")).output();
+        assert!(!out.ok().stdout.lines().any(|l| l.starts_with("3 ")), "{out:?}");
+        assert!(!out.stdout.contains("LISTEN_FDS"), "{out:?}");
+    }
+}
+
+fn exec_passes_no_listen_fds(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    let call = container.exec_call(&[], &["probe", "fds"]).env("LISTEN_FDS", "1");
+    let out = call
+        .under(&with_open("exec 3</; export LISTEN_PID=$$; exec \"$@\""))
+        .output();
+    assert_eq!(numbers(&out.ok().stdout), ["0", "1", "2"], "{out:?}");
+}
+
+fn absurd_counts_of_descriptors_are_refused(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["true"]);
+    for (listen, preserve) in [("4294967295", "1"), ("4294967290", "0"), ("1", "2147483647")] {
+        let id = ctx.id();
+        let bundle = bundle.dir.to_str().unwrap();
+        let call = ctx.call(&["run", "--preserve-fds", preserve, "--bundle", bundle, &id]);
+        call.env("LISTEN_FDS", listen)
+            .under(&["sh", "-c", "export LISTEN_PID=$$; exec \"$@\"", "sh"])
+            .output()
+            .refused(&["preserved-fd"]);
+    }
 }
 
 fn exec_preserve_fds(ctx: &Ctx) {

@@ -31,8 +31,11 @@ tests! {
     poststop_hooks_run_after_delete_of_a_created_container .once();
     hooks_of_exec_do_not_run_again .once();
     start_container_hooks_have_the_programs_environment .once();
-    start_container_hooks_are_under_the_seccomp_filter .once();
     a_failing_poststart_hook_is_reported_for_a_program_that_ended .once();
+    poststop_hooks_follow_every_failed_creation .once();
+    poststop_hooks_follow_a_run_that_failed_at_start .once().not_for(&[(Kind::Runc, "stops at the first that fails")]);
+    a_hook_is_not_looked_for_in_path .once();
+    start_container_hooks_are_under_the_seccomp_profile .once();
 }
 
 const HOST_KINDS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
@@ -346,31 +349,69 @@ fn start_container_hooks_have_the_programs_environment(ctx: &Ctx) {
     assert_eq!(said(ctx), "two /root\n");
 }
 
-fn start_container_hooks_are_under_the_seccomp_filter(ctx: &Ctx) {
-    let bundle = ctx.bundle();
-    with_log(ctx, &bundle);
-    bundle
-        .set("/process/noNewPrivileges", json!(true))
-        .set(
-            "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW",
-                   "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}),
-        )
-        .set(
-            "/hooks/startContainer",
-            json!([script(&format!(
-                "mkdir /tmp/x 2> {0} || echo refused >> {0}",
-                log(ctx).display()
-            ))]),
-        );
-    ctx.run(&bundle).ok();
-    assert!(said(ctx).contains("refused"), "{}", said(ctx));
-}
-
 fn a_failing_poststart_hook_is_reported_for_a_program_that_ended(ctx: &Ctx) {
     let bundle = ctx.bundle();
     bundle
         .set("/hooks/poststart", json!([script("sleep 0.2; exit 3")]))
         .args(&["true"]);
     ctx.run(&bundle).refused(&["poststart hook"]);
+}
+
+/// runtime.md#lifecycle: a failing hook leads to step 12, the destruction, which step 13, the poststop hooks, follows.
+fn poststop_hooks_follow_every_failed_creation(ctx: &Ctx) {
+    for kind in ["prestart", "createRuntime", "createContainer"] {
+        let bundle = ctx.bundle();
+        bundle
+            .set(&format!("/hooks/{kind}"), json!([script("exit 3")]))
+            .set("/hooks/poststop", json!([note(ctx, kind)]));
+        let container = ctx.container(&bundle);
+        ctx.create_call(&bundle, &container.id, &[]).output().refused(&["hook"]);
+        container.forget();
+    }
+    assert_eq!(said(ctx), "prestart\ncreateRuntime\ncreateContainer\n");
+}
+
+fn poststop_hooks_follow_a_run_that_failed_at_start(ctx: &Ctx) {
+    for kind in ["startContainer", "poststart"] {
+        let bundle = ctx.bundle();
+        bundle
+            .set(&format!("/hooks/{kind}"), json!([script("exit 3")]))
+            // That one fails keeps none of the others from running.
+            .set("/hooks/poststop", json!([script("exit 3"), note(ctx, kind)]))
+            .args(&["sleep", "1000"]);
+        ctx.run(&bundle).refused(&["hook"]);
+    }
+    assert_eq!(said(ctx), "startContainer\npoststart\n");
+}
+
+/// config.md#posix-platform-hooks: `path` MUST be absolute.
+fn a_hook_is_not_looked_for_in_path(ctx: &Ctx) {
+    for kind in ["createRuntime", "startContainer"] {
+        let bundle = ctx.bundle();
+        bundle.set(&format!("/hooks/{kind}"), json!([{"path": "true"}]));
+        ctx.run(&bundle).refused(&["hook", "absolute"]);
+    }
+}
+
+/// The program of a startContainer hook is the image's: it must be held as the container's own is.
+fn start_container_hooks_are_under_the_seccomp_profile(ctx: &Ctx) {
+    for no_new_privileges in [true, false] {
+        let bundle = ctx.bundle();
+        with_log(ctx, &bundle);
+        let try_it = format!(
+            "mkdir /tmp/made && echo MADE >> {0} || echo refused >> {0}",
+            log(ctx).display()
+        );
+        bundle
+            .writable()
+            .set("/process/noNewPrivileges", json!(no_new_privileges))
+            .set("/hooks/startContainer", json!([script(&try_it)]))
+            .set(
+                "/linux/seccomp",
+                json!({"defaultAction": "SCMP_ACT_ALLOW",
+                    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}]}),
+            );
+        ctx.run(&bundle).ok();
+        assert_eq!(said(ctx), "refused\n", "noNewPrivileges: {no_new_privileges}");
+    }
 }

@@ -3,6 +3,7 @@
 mod bad_input;
 mod cgroups;
 mod exec;
+mod failures;
 mod fallbacks;
 mod fds;
 mod harness;
@@ -15,6 +16,7 @@ mod netdev;
 mod process;
 mod rootless;
 mod security;
+mod systemd;
 mod terminal;
 mod wasm;
 
@@ -33,10 +35,12 @@ fn main() -> std::process::ExitCode {
         terminal::tests(),
         fds::tests(),
         exec::tests(),
+        failures::tests(),
         cgroups::tests(),
         rootless::tests(),
         bad_input::tests(),
         security::tests(),
+        systemd::tests(),
         wasm::tests(),
         fallbacks::tests(),
         managers::tests(),

@@ -113,8 +113,9 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
         program,
         listener: None,
     });
+    let mut running_cgroup = None;
     if let Some(join) = &handover.join_process {
-        join_running(join, &handover, handler)?;
+        running_cgroup = join_running(join, &handover, handler)?;
     }
     if let Some(middle) = handover.middle.take() {
         middle::run(&middle, &mut handover, report)?;
@@ -123,7 +124,7 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     tracing::debug!("child process in init()");
     // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.
     nix::unistd::setsid().map_err(failed("setsid()"))?;
-    enter_sandbox(&handover, handler, report)?;
+    enter_sandbox(&handover, running_cgroup, handler, report)?;
     enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
     let native = !handler.in_process();
     process::labels(&handover.process, native)?;
@@ -164,8 +165,14 @@ fn seal(handover: &Handover, filter: Option<&Filter>, native: bool, report: &Rep
     report.listener(listener)
 }
 
-/// The namespaces and the file system: after this, the process's root is the container's.
-fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report) -> Result<(), Error> {
+/// The namespaces and the file system: after this, the process's root is the container's. `running_cgroup` is the cgroup
+/// namespace of a running container.
+fn enter_sandbox(
+    handover: &Handover,
+    running_cgroup: Option<OwnedFd>,
+    handler: &mut dyn Handler,
+    report: &Report,
+) -> Result<(), Error> {
     for join in handover
         .join
         .iter()
@@ -183,8 +190,8 @@ fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report
     }
     let console = handover.console.map(inherit).transpose()?;
     let Some(plan) = &handover.rootfs else {
-        if let Some(join) = handover.join_process.as_ref().filter(|join| join.cgroup) {
-            join_kinds(join, &[Kind::Cgroup])?;
+        if let Some(namespace) = running_cgroup {
+            enter::join(Kind::Cgroup, namespace.as_fd())?;
         }
         if let Some(socket) = console {
             terminal::attach(rootfs::console_of_running()?, &socket, handover.process.console_size)?;
@@ -204,25 +211,24 @@ fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report
     Ok(())
 }
 
-/// `exec`: the module and the engine are opened while the host's files are in sight, and then the host is left.
-fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handler) -> Result<(), Error> {
+/// `exec`: what is needed of the host (the module, the engine, the container's namespaces in procfs) is opened while it is
+/// in sight, and then the host is left. Returns the container's cgroup namespace.
+fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handler) -> Result<Option<OwnedFd>, Error> {
     let root = format!("/proc/{}/root", join.pid);
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
     let root = rustix::fs::open(&root, flags, rustix::fs::Mode::empty())
         .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
     handler.prepare(&handover.process.guest, root.as_fd())?;
-    join_kinds(join, &join.kinds)
-}
-
-fn join_kinds(join: &JoinProcess, kinds: &[Kind]) -> Result<(), Error> {
+    let cgroup = match join.cgroup {
+        true => Some(enter::open_of(join.pid, Kind::Cgroup)?),
+        false => None,
+    };
+    // Last: that it succeeds tells that the process lived until now, so that what was opened by its pid is its own.
     match join.pidfd {
-        Some(fd) => {
-            let pidfd = proa_sys::fd::duplicate(fd).map_err(failed(format!("fcntl({fd}, F_DUPFD_CLOEXEC)")))?;
-            enter::join_process(pidfd.as_fd(), join.pid, kinds)?;
-        }
-        None => enter::join_process_each(join.pid, kinds)?,
+        Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds)?,
+        None => enter::join_process_each(join.pid, &join.kinds)?,
     }
-    Ok(())
+    Ok(cgroup)
 }
 
 fn run_hooks(

@@ -110,8 +110,13 @@ impl Report {
             Error::Executor(_) => error.to_string(),
             _ => format!("error during container init: {error}"),
         };
-        if self.say(&Message::Failed(text)).is_err() {
-            eprintln!("proa: {error}");
+        let told = self.say(&Message::Failed(text)).is_ok();
+        // A parent that is gone is the parent's to explain. One write(2): it may be killing this process just now.
+        if !told && !matches!(error, Error::Orphaned) {
+            use std::io::Write;
+            let line = format!("proa: {error}\n");
+            // There is nobody left to tell that this failed, too.
+            std::io::stderr().write_all(line.as_bytes()).ok();
         }
     }
 }
