@@ -1,8 +1,9 @@
 //! Side by side: this runtime, crun and runc as installed, and the kernel's floor, interleaved in one run.
 //!
 //! `bench [FILE.md]` prints a table and, with a file, writes it there. `BENCH_ROUNDS` sets the number of rounds,
-//! `PROA_TEST_RUNTIME` another runtime than the built one, `CRUN_WASM` a crun with WasmEdge, `PROA_TEST_VIEW` the cgroup
-//! view (`v1` unless set; crun refuses the hybrid one).
+//! `PROA_TEST_RUNTIME` another runtime than the built one, `CRUN` and `RUNC` other peers than those in `PATH`, `CRUN_NEWER`
+//! one more crun, `CRUN_WASM` a crun with WasmEdge, `PROA_TEST_VIEW` the cgroup view (`v1` unless set; crun refuses the
+//! hybrid one).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -136,7 +137,11 @@ fn runtimes() -> Vec<Runtime> {
     );
     let engine = own.with_file_name("proa-wasmedge").exists();
     let mut all = vec![runtime("proa", own, engine)];
-    all.extend(["crun", "runc"].map(|n| find(n).and_then(|p| runtime(n, p, false))));
+    for (name, variable) in [("crun", "CRUN"), ("runc", "RUNC")] {
+        let path = std::env::var_os(variable).map(PathBuf::from).or_else(|| find(name));
+        all.push(path.and_then(|p| runtime(name, p, false)));
+    }
+    all.push(std::env::var_os("CRUN_NEWER").and_then(|p| runtime("crun (newer)", p.into(), false)));
     all.push(std::env::var_os("CRUN_WASM").and_then(|p| runtime("crun+wasm", p.into(), true)));
     all.into_iter().flatten().collect()
 }
@@ -152,13 +157,23 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn call(&self, args: &[&str]) -> Result<Duration> {
+        self.measure(args, Stdio::inherit())
+    }
+
+    /// As [`Bench::call`], where a failure is an answer.
+    fn quietly(&self, args: &[&str]) -> Result<Duration> {
+        self.measure(args, Stdio::null())
+    }
+
+    fn measure(&self, args: &[&str], errors: Stdio) -> Result<Duration> {
         let mut command = Command::new(&self.runtime.path);
         command
             .arg("--root")
             .arg(&self.root)
             .args(args)
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(errors);
         let before = Instant::now();
         let status = command
             .status()
@@ -200,6 +215,8 @@ impl Bench<'_> {
             .trim()
             .parse()
             .map_err(|e| format!("{e}"))?;
+        // Asked for its state as callers do, which also gives init the time to come to rest.
+        self.call(&["state", &id])?;
         note("memory of the waiting init, PSS (KiB)", pss(pid)?);
         let init = rustix::process::Pid::from_raw(pid).ok_or("pid 0")?;
         let init =
@@ -220,6 +237,29 @@ impl Bench<'_> {
         note("exec", ms(self.call(&["exec", &id, "/bin/probe", "true"])?));
         self.call(&["delete", "--force", &id])?;
         Ok(())
+    }
+
+    /// The smallest power of two, in KiB, that is enough as a memory limit for `true` three times in a row.
+    fn smallest_limit(&mut self) -> Result<Option<f64>> {
+        let bundle = self.bundle.dir.display().to_string();
+        for kib in (7..=16).map(|n| 1u64 << n) {
+            self.bundle.set("/linux/resources/memory", json!({"limit": kib * 1024}));
+            let mut enough = true;
+            for _ in 0..3 {
+                let id = self.id();
+                let ran = self.quietly(&["run", "--bundle", &bundle, &id]);
+                if ran.is_err() {
+                    // What is left of it, if anything: a runtime that has cleaned up knows no such container.
+                    drop(self.quietly(&["delete", "--force", &id]));
+                    enough = false;
+                    break;
+                }
+            }
+            if enough {
+                return Ok(Some(kib as f64));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -251,11 +291,12 @@ fn body() -> Result<ExitCode> {
     let mut benches = Vec::new();
     for runtime in &runtimes {
         let make = |kind: &str| {
-            let dir = dir.join(format!("{}-{kind}", runtime.name));
+            let name = runtime.name.replace(|c: char| !c.is_alphanumeric(), "-");
+            let dir = dir.join(format!("{name}-{kind}"));
             fs::create_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
             Ok::<_, String>(Bundle::new(
                 &dir,
-                &format!("/proa-test-{}/{}-{kind}", tag(), runtime.name),
+                &format!("/proa-test-{}/{name}-{kind}", tag()),
                 view()?,
                 &probe,
             ))
@@ -303,8 +344,16 @@ fn body() -> Result<ExitCode> {
             .entry(("run", "floor".to_owned()))
             .or_default()
             .push(took.as_secs_f64() * 1000.0);
+        // Each goes first in turn: the one behind pays for what the one before left to the kernel's workers.
+        benches.rotate_left(1);
         for bench in &mut benches {
             bench.round(&mut samples)?;
+        }
+    }
+    for bench in benches.iter_mut().filter(|b| b.runtime.name != "crun+wasm") {
+        if let Some(kib) = bench.smallest_limit()? {
+            let key = ("smallest memory limit for `true` (KiB)", bench.runtime.name.clone());
+            samples.insert(key, vec![kib]);
         }
     }
     let versions: Vec<_> = runtimes.iter().map(|r| (r.name.as_str(), r.version.as_str())).collect();

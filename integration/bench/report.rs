@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::Samples;
 
-const ROWS: [&str; 8] = [
+const ROWS: [&str; 9] = [
     "run",
     "create",
     "start",
@@ -14,6 +14,7 @@ const ROWS: [&str; 8] = [
     "create + start + delete",
     "exec",
     "memory of the waiting init, PSS (KiB)",
+    "smallest memory limit for `true` (KiB)",
     "Wasm hello, run",
 ];
 
@@ -77,13 +78,14 @@ pub fn table(samples: &Samples, versions: &[(&str, &str)], rounds: u32, view: &s
         let cell = |name: &&str| {
             of(name).map_or_else(
                 || "–".to_owned(),
-                |s| {
-                    format!(
+                |s| match s {
+                    [one] => format!("{one:.digits$}"),
+                    s => format!(
                         "{:.digits$} ({:.digits$}–{:.digits$})",
                         quantile(s, 0.5),
                         quantile(s, 0.25),
                         quantile(s, 0.75)
-                    )
+                    ),
                 },
             )
         };

@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/personality.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -226,7 +227,10 @@ static int notify_agent(const char *where)
 	return 0;
 }
 
-/* Runs a program as on a kernel that lacks some system calls: "probe mask clone3,openat2 PROGRAM ARGS...". */
+/*
+ * Runs a program as on a kernel that lacks some system calls: "probe mask clone3,openat2 PROGRAM ARGS...". Two names are of
+ * arguments: "setns-many" (several namespaces at once, by a pidfd), "memfd-exec" (MFD_EXEC).
+ */
 static int mask(char *names, char **program)
 {
 	static const struct {
@@ -245,13 +249,43 @@ static int mask(char *names, char **program)
 		{ "pidfd_open", SYS_pidfd_open },
 		{ "pidfd_send_signal", SYS_pidfd_send_signal },
 		{ "faccessat2", SYS_faccessat2 },
-		{ "memfd_create", SYS_memfd_create },
+		{ "pidfd_getfd", SYS_pidfd_getfd },
 	};
 	struct sock_filter code[64] = { BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)) };
 	struct sock_fprog filter = { .len = 1, .filter = code };
 
+	static const struct sock_filter many[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_setns, 0, 6),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+		BPF_STMT(BPF_MISC | BPF_TAX, 0),
+		BPF_STMT(BPF_ALU | BPF_SUB | BPF_K, 1),
+		BPF_STMT(BPF_ALU | BPF_AND | BPF_X, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	};
+	static const struct sock_filter exec[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_memfd_create, 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+		BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, 0x10, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+	};
+
 	for (char *name = strtok(names, ","); name; name = strtok(0, ",")) {
 		unsigned i = 0;
+		if (!strcmp(name, "setns-many")) {
+			memcpy(code + filter.len, many, sizeof many);
+			filter.len += sizeof many / sizeof *many;
+			continue;
+		}
+		if (!strcmp(name, "memfd-exec")) {
+			memcpy(code + filter.len, exec, sizeof exec);
+			filter.len += sizeof exec / sizeof *exec;
+			continue;
+		}
 		while (i < sizeof known / sizeof *known && strcmp(known[i].name, name))
 			i++;
 		if (i == sizeof known / sizeof *known)
@@ -260,10 +294,28 @@ static int mask(char *names, char **program)
 		code[filter.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSYS);
 	}
 	code[filter.len++] = (struct sock_filter)BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+	if (geteuid() && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+		return perror("prctl"), 1;
 	if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter))
 		return perror("seccomp"), 1;
 	execvp(*program, program);
 	return perror(*program), 127;
+}
+
+/* One datagram, as sd_notify(3) sends it; "\\n" in the text is a line's end. */
+static int notify(const char *path, char *text)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
+
+	for (char *at; (at = strstr(text, "\\n"));) {
+		*at = '\n';
+		memmove(at + 1, at + 2, strlen(at + 2) + 1);
+	}
+	strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+	if (sendto(fd, text, strlen(text), 0, (struct sockaddr *)&address, sizeof address) < 0)
+		return perror(path), 1;
+	return 0;
 }
 
 int main(int argc, char **argv)
@@ -306,6 +358,8 @@ int main(int argc, char **argv)
 		return overwrite_exe(atoi(argv[2]));
 	if (!strcmp(what, "mask") && argc > 3)
 		return mask(argv[2], argv + 3);
+	if (!strcmp(what, "notify") && argc > 3)
+		return notify(argv[2], argv[3]);
 	if (!strcmp(what, "notify-agent") && argc > 2)
 		return notify_agent(argv[2]);
 	fprintf(stderr, "probe: what is \"%s\"?\n", what);

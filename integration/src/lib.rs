@@ -8,6 +8,8 @@
 //!       body            the test itself; looks for state and mounts left in the private namespace
 //! ```
 //!
+//! In two of the views pid 1 is a systemd: see [`systemd`].
+//!
 //! Death goes downwards: each level asks the kernel to be killed with its parent, and killing pid 1 ends everything that a
 //! test has started, so that a fault in one test cannot reach the next.
 

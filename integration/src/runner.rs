@@ -170,7 +170,9 @@ fn one(mut stage: Command, view: View, limit: Duration) -> Result<(), Failed> {
         .stdin(Stdio::null());
     let verbose = std::env::var_os(vars::VERBOSE).is_some();
     let (mut reader, writer) = std::io::pipe()?;
-    if !verbose {
+    if verbose {
+        drop(writer);
+    } else {
         stage.stdout(writer.try_clone()?).stderr(writer);
     }
     let mut child = stage.spawn()?;

@@ -105,7 +105,11 @@ pub fn boot(tag: &str, view: View) -> Result<ExitCode, String> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
     let dir = stage::directory(tag);
     stage::proc_and_loopback()?;
-    for at in ["/run", "/var/log", "/var/lib"] {
+    // What programs expect to be able to write to; the test's own directory must stay in sight.
+    for at in ["/run", "/var/log", "/var/lib", "/var/tmp"]
+        .iter()
+        .filter(|at| !dir.starts_with(at))
+    {
         stage::tmpfs(Path::new(at), "mode=755")?;
     }
     own_cgroups(tag, view)?;

@@ -72,15 +72,16 @@ impl Cgroup {
         Ok(birth)
     }
 
-    /// Whether this is a v2 cgroup that takes no processes, as it gives controllers to cgroups below it.
-    pub fn delegates(&self) -> Result<bool, Error> {
+    /// Whether this is a v2 cgroup that takes no processes: it gives controllers to cgroups below it, or the container's
+    /// init has left and removed it.
+    pub fn is_left(&self) -> Result<bool, Error> {
         let Some(path) = self.unified.as_ref().filter(|_| !self.is_legacy()) else {
             return Ok(false);
         };
         let file = path.join("cgroup.subtree_control");
         match file::read(&file) {
             Ok(controllers) => Ok(!controllers.trim().is_empty()),
-            Err(Errno::ENOENT) => Ok(false),
+            Err(Errno::ENOENT) => Ok(true),
             Err(errno) => Err(Error::Call {
                 call: "read",
                 path: file,
@@ -90,7 +91,7 @@ impl Cgroup {
     }
 
     /// How a process starts in the v2 cgroup that `init` is in now. For `exec` when the container's cgroup takes no
-    /// processes (`EBUSY`): an init that enabled controllers for cgroups of its own has moved to one of those.
+    /// processes ([`Cgroup::is_left`]): its init has moved, mostly to one below.
     pub fn birth_beside(&self, init: Pid) -> Result<Birth, Error> {
         let mut birth = Birth {
             optional: self.rootless && !self.explicit,

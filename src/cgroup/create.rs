@@ -190,6 +190,9 @@ fn check_unused(path: &Path, frozen: bool) -> Result<(), Error> {
 
 /// Finds out where systemd will put the unit.
 fn prepare_unit(plan: &Plan, unit: &Unit, layout: &Layout) -> Result<Cgroup, Error> {
+    if !systemd::is_running() {
+        return Err(Error::NoSystemd);
+    }
     if layout.is_legacy() && plan.rootless {
         return Err(Error::RootlessSystemdV1);
     }

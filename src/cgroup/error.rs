@@ -180,6 +180,9 @@ pub enum Error {
         /// Why.
         errno: Errno,
     },
+    /// `--systemd-cgroup` without systemd.
+    #[error("systemd not running on this host, cannot use systemd cgroups manager")]
+    NoSystemd,
     /// The systemd driver cannot serve unprivileged callers on cgroup v1.
     #[error("cannot use rootless systemd cgroups manager on cgroup v1")]
     RootlessSystemdV1,

@@ -4,6 +4,7 @@ use super::Error;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use rustix::buffer::spare_capacity;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -135,17 +136,19 @@ pub(super) fn write_fd(fd: impl AsFd, value: &str) -> Result<(), Errno> {
 /// Reads a whole file.
 pub(super) fn read(path: &Path) -> Result<String, Errno> {
     let fd = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let mut bytes = Vec::new();
-    let mut chunk = [0u8; 4096];
+    // Room for nearly every file of a cgroup and of /proc, so that one read(2) gets it and the next its end.
+    let mut bytes = Vec::with_capacity(4096);
     loop {
-        match nix::unistd::read(&fd, &mut chunk) {
+        if bytes.spare_capacity_mut().is_empty() {
+            bytes.reserve(bytes.len());
+        }
+        match rustix::io::read(&fd, spare_capacity(&mut bytes)) {
             Ok(0) => break,
-            Ok(n) => bytes.extend_from_slice(&chunk[..n]),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(Errno::from_raw(errno.raw_os_error())),
         }
     }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 #[cfg(test)]
@@ -158,6 +161,17 @@ mod tests {
         assert_eq!(number("-1"), Some(0));
         assert_eq!(number("9223372036854771712"), Some(9_223_372_036_854_771_712));
         assert_eq!(number("x"), None);
+    }
+
+    #[test]
+    fn a_file_of_any_length_is_read_whole() {
+        let path = std::env::temp_dir().join(format!("proa-cgroup-file-{}", std::process::id()));
+        for length in [0, 4095, 4096, 4097, 20_000] {
+            let text: String = ('a'..='z').cycle().take(length).collect();
+            std::fs::write(&path, &text).unwrap();
+            assert_eq!(read(&path).unwrap(), text);
+        }
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::{Error, file};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 /// The v1 controllers a container joins, as runc knows them.
@@ -80,7 +81,7 @@ impl Layout {
         };
         // Reading mountinfo costs what the host has of mounts; where the usual place is v2 there is no need.
         if statfs(USUAL_MOUNT).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC) {
-            let own = own_cgroup(&read("/proc/self/cgroup")?, &[]).unwrap_or_else(|| "/".to_owned());
+            let own = own_cgroup(&memberships(&read("/proc/self/cgroup")?), &[]);
             let v2 = Hierarchy {
                 controllers: Vec::new(),
                 mount: USUAL_MOUNT.into(),
@@ -101,7 +102,8 @@ impl Layout {
 
     /// Finds the visible cgroup mounts in the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
     pub fn parse(mountinfo: &str, own: &str) -> Self {
-        let mounts: Vec<Mount> = mountinfo.lines().filter_map(Mount::parse).collect();
+        let mounts: Vec<Mount<'_>> = mountinfo.lines().filter_map(Mount::parse).collect();
+        let own = memberships(own);
         let mut layout = Self::default();
         for mount in mounts.iter().filter(|mount| mount.kind.starts_with("cgroup")) {
             if !mount.is_visible(&mounts) {
@@ -113,9 +115,9 @@ impl Layout {
                 .map(str::to_owned)
                 .collect();
             let hierarchy = Hierarchy {
-                own: own_cgroup(own, &controllers).unwrap_or_else(|| "/".to_owned()),
-                mount: mount.point.clone().into(),
-                root: mount.root.clone(),
+                own: own_cgroup(&own, &controllers),
+                mount: PathBuf::from(&*mount.point),
+                root: unescape(mount.root).into_owned(),
                 controllers,
             };
             if mount.kind == "cgroup2" {
@@ -138,17 +140,20 @@ impl Layout {
     }
 }
 
-/// The path of this process in the hierarchy of `controllers` (v2 if empty), from the text of `/proc/self/cgroup`.
-fn own_cgroup(text: &str, controllers: &[String]) -> Option<String> {
-    text.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (names, path) = (parts.next()?, parts.next()?);
-        let found = match controllers.first() {
-            None => names.is_empty(),
-            Some(controller) => names.split(',').any(|name| name == controller),
-        };
-        found.then(|| path.to_owned())
-    })
+/// The lines of `/proc/self/cgroup`: the names of a hierarchy's controllers (empty for v2), and the path in it.
+fn memberships(text: &str) -> Vec<(&str, &str)> {
+    text.lines()
+        .filter_map(|line| line.split_once(':')?.1.split_once(':'))
+        .collect()
+}
+
+/// The path of this process in the hierarchy of `controllers` (v2 if empty).
+fn own_cgroup(memberships: &[(&str, &str)], controllers: &[String]) -> String {
+    let found = memberships.iter().find(|(names, _)| match controllers.first() {
+        None => names.is_empty(),
+        Some(controller) => names.split(',').any(|name| name == controller),
+    });
+    found.map_or("/", |(_, path)| path).to_owned()
 }
 
 /// `base` with the absolute or relative `path` below it.
@@ -161,32 +166,31 @@ pub(super) fn join(base: &Path, path: &str) -> PathBuf {
     }
 }
 
-/// A line of mountinfo.
-struct Mount {
+/// A line of mountinfo. It borrows from the text: a host has thousands of mounts, of which a dozen matter here.
+struct Mount<'a> {
     id: u32,
     parent: u32,
-    root: String,
-    point: String,
-    kind: String,
-    super_options: String,
+    /// Still escaped.
+    root: &'a str,
+    point: Cow<'a, str>,
+    kind: &'a str,
+    super_options: &'a str,
 }
 
-impl Mount {
-    fn parse(line: &str) -> Option<Self> {
-        let (before, after) = line.split_once(" - ")?;
-        let mut before = before.split(' ');
-        let (id, parent) = (before.next()?.parse().ok()?, before.next()?.parse().ok()?);
-        let (root, point) = (unescape(before.nth(1)?), unescape(before.next()?));
-        let mut after = after.split(' ');
-        let kind = after.next()?.to_owned();
-        let super_options = after.nth(1).unwrap_or_default().to_owned();
+impl<'a> Mount<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split(' ');
+        let (id, parent) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let (root, point) = (fields.nth(1)?, unescape(fields.next()?));
+        // The mount's options, then any number of optional fields, ended by a lone hyphen.
+        fields.find(|field| *field == "-")?;
         Some(Self {
             id,
             parent,
             root,
             point,
-            kind,
-            super_options,
+            kind: fields.next()?,
+            super_options: fields.nth(1).unwrap_or_default(),
         })
     }
 
@@ -223,9 +227,9 @@ fn is_above(upper: &str, lower: &str) -> bool {
 }
 
 /// Undoes mountinfo's octal escapes (`\040` is a space).
-fn unescape(text: &str) -> String {
+fn unescape(text: &str) -> Cow<'_, str> {
     if !text.contains('\\') {
-        return text.to_owned();
+        return text.into();
     }
     let (mut out, mut rest) = (String::new(), text);
     while let Some(at) = rest.find('\\') {
@@ -244,7 +248,7 @@ fn unescape(text: &str) -> String {
             }
         }
     }
-    out + rest
+    (out + rest).into()
 }
 
 #[cfg(test)]

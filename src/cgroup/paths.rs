@@ -76,7 +76,7 @@ pub(super) fn below(base: &Path, sub: &str) -> Result<PathBuf, Error> {
 /// A systemd unit for a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unit {
-    /// Its full name: `PREFIX-NAME.scope`, or a slice's own name.
+    /// Its full name: `PREFIX-NAME.scope`.
     pub name: String,
     /// The slice it goes into, if config.json names one.
     pub slice: Option<String>,
@@ -105,29 +105,26 @@ impl Unit {
             name: unit_name(prefix, name),
             slice: (!slice.is_empty()).then(|| slice.to_owned()),
         };
-        if unit.name.contains('/') {
-            let problem = format!("{path:?} does not give a unit name");
-            return Err(Error::Field {
+        let refused = |problem: &str| {
+            Err(Error::Field {
                 field: "linux.cgroupsPath".into(),
-                problem,
-            });
+                problem: format!("{path:?} {problem}"),
+            })
+        };
+        // systemd puts no process into a slice: the container would stay where its caller is.
+        if name.ends_with(".slice") {
+            return refused("names a slice, which has no processes of its own");
+        }
+        if unit.name.contains('/') {
+            return refused("does not give a unit name");
         }
         unit.slice.as_deref().map(expand_slice).transpose()?;
         Ok(unit)
     }
-
-    /// Whether it is a slice itself, not a scope.
-    pub fn is_slice(&self) -> bool {
-        self.name.ends_with(".slice")
-    }
 }
 
 fn unit_name(prefix: &str, name: &str) -> String {
-    if name.ends_with(".slice") {
-        name.to_owned()
-    } else {
-        format!("{prefix}-{name}.scope")
-    }
+    format!("{prefix}-{name}.scope")
 }
 
 /// The path of a slice's cgroup: `a-b.slice` is `/a.slice/a-b.slice` (systemd.slice(5)).
@@ -196,7 +193,7 @@ mod tests {
             (unit.name.as_str(), unit.slice.as_deref()),
             ("docker-1234.scope", Some("system.slice"))
         );
-        assert_eq!(Unit::new(Some(":p:x.slice"), "id").unwrap().name, "x.slice");
+        assert!(Unit::new(Some(":p:x.slice"), "id").is_err());
         assert_eq!(Unit::new(None, "id").unwrap().name, "proa-id.scope");
         let error = Unit::new(Some("/a/b"), "id").unwrap_err().to_string();
         assert!(error.contains("slice:prefix:name"), "{error}");

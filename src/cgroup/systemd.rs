@@ -1,4 +1,4 @@
-//! The systemd driver: a transient scope (or slice) for each container, asked for over D-Bus.
+//! The systemd driver: a transient scope for each container, asked for over D-Bus.
 //!
 //! Source: org.freedesktop.systemd1(5), systemd.resource-control(5). The version notes are systemd's.
 
@@ -21,6 +21,11 @@ type Property = (String, Value);
 /// The slice for units that name none.
 pub(super) fn default_slice(rootless: bool) -> &'static str {
     if rootless { "user.slice" } else { "system.slice" }
+}
+
+/// Whether systemd is the init of this system: sd_booted(3).
+pub(super) fn is_running() -> bool {
+    Path::new("/run/systemd/system").is_dir()
 }
 
 /// systemd's manager: the system's, or the caller's own.
@@ -250,15 +255,13 @@ fn property(name: &str, value: Value) -> Property {
 /// The properties that make a unit, limits aside.
 pub(super) fn scope(unit: &Unit, id: &str, rootless: bool, legacy: bool, pid: Pid) -> Vec<Property> {
     let slice = unit.slice.as_deref().unwrap_or(default_slice(rootless)).to_owned();
-    let mut properties = vec![property("Description", Value::Str(format!("proa container {id}")))];
-    if unit.is_slice() {
-        properties.push(property("Wants", Value::Array("s".into(), vec![Value::Str(slice)])));
-    } else {
-        properties.push(property("Slice", Value::Str(slice)));
-        properties.push(property("Delegate", Value::Bool(true)));
-        let pids = vec![Value::U32(pid.as_raw().cast_unsigned())];
-        properties.push(property("PIDs", Value::Array("u".into(), pids)));
-    }
+    let pids = vec![Value::U32(pid.as_raw().cast_unsigned())];
+    let mut properties = vec![
+        property("Description", Value::Str(format!("proa container {id}"))),
+        property("Slice", Value::Str(slice)),
+        property("Delegate", Value::Bool(true)),
+        property("PIDs", Value::Array("u".into(), pids)),
+    ];
     // Accounting is what makes systemd put the unit into a controller's hierarchy at all.
     let io = if legacy { "BlockIOAccounting" } else { "IOAccounting" };
     for name in ["MemoryAccounting", "CPUAccounting", io, "TasksAccounting"] {

@@ -1,6 +1,7 @@
 //! `proa features`: runtime-spec features.md and features-linux.md, its members in runc's order.
 
 use super::{Error, Globals, SPEC_VERSION, help, print};
+use crate::rootfs;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ struct Features {
     oci_version_min: &'static str,
     oci_version_max: &'static str,
     hooks: &'static [&'static str],
-    mount_options: &'static [&'static str],
+    mount_options: Vec<&'static str>,
     linux: Linux,
     annotations: BTreeMap<&'static str, String>,
     potentially_unsafe_config_annotations: &'static [&'static str],
@@ -82,71 +83,6 @@ const HOOKS: &[&str] = &[
     "startContainer",
     "poststart",
     "poststop",
-];
-
-const MOUNT_OPTIONS: &[&str] = &[
-    "async",
-    "atime",
-    "bind",
-    "defaults",
-    "dev",
-    "diratime",
-    "dirsync",
-    "exec",
-    "idmap",
-    "iversion",
-    "lazytime",
-    "loud",
-    "mand",
-    "noatime",
-    "nodev",
-    "nodiratime",
-    "noexec",
-    "noiversion",
-    "nolazytime",
-    "nomand",
-    "norelatime",
-    "nostrictatime",
-    "nosuid",
-    "nosymfollow",
-    "private",
-    "ratime",
-    "rbind",
-    "rdev",
-    "rdiratime",
-    "relatime",
-    "remount",
-    "rexec",
-    "ridmap",
-    "rnoatime",
-    "rnodev",
-    "rnodiratime",
-    "rnoexec",
-    "rnorelatime",
-    "rnostrictatime",
-    "rnosuid",
-    "rnosymfollow",
-    "ro",
-    "rprivate",
-    "rrelatime",
-    "rro",
-    "rrw",
-    "rshared",
-    "rslave",
-    "rstrictatime",
-    "rsuid",
-    "rsymfollow",
-    "runbindable",
-    "rw",
-    "shared",
-    "silent",
-    "slave",
-    "strictatime",
-    "suid",
-    "symfollow",
-    "sync",
-    "tmpcopyup",
-    "unbindable",
 ];
 
 const NAMESPACES: &[&str] = &["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"];
@@ -224,7 +160,7 @@ fn features() -> Features {
         oci_version_min: "1.0.0",
         oci_version_max: SPEC_VERSION,
         hooks: HOOKS,
-        mount_options: MOUNT_OPTIONS,
+        mount_options: rootfs::known_options(),
         linux: Linux {
             namespaces: NAMESPACES,
             capabilities: capabilities.iter().map(ToString::to_string).collect(),
@@ -297,7 +233,7 @@ mod tests {
     #[test]
     fn lists_are_sorted_as_runcs() {
         for list in [
-            MOUNT_OPTIONS,
+            &rootfs::known_options(),
             NAMESPACES,
             SECCOMP_ACTIONS,
             SECCOMP_OPERATORS,

@@ -30,6 +30,7 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use rustix::buffer::spare_capacity;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The longest text a message carries; a longer one is cut.
@@ -124,17 +125,21 @@ impl Channel {
 
     /// Waits for a message; `None` is end of file.
     pub fn receive(&self) -> Result<Option<Message>, Error> {
-        let mut buffer = vec![0; TEXT_MAX + 1];
-        let length = loop {
-            match nix::unistd::read(&self.0, &mut buffer) {
-                Ok(length) => break length,
-                Err(Errno::EINTR) => {}
+        // Not zeroed: nearly every message is one byte, and init's memory is the container's.
+        let mut buffer = Vec::with_capacity(TEXT_MAX + 1);
+        loop {
+            match rustix::io::read(&self.0, spare_capacity(&mut buffer)) {
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
                 // The other side ended with something of ours unread.
-                Err(Errno::ECONNRESET) => return Ok(None),
-                Err(errno) => return Err(Error::Call { call: "read", errno }),
+                Err(rustix::io::Errno::CONNRESET) => return Ok(None),
+                Err(errno) => {
+                    let errno = Errno::from_raw(errno.raw_os_error());
+                    return Err(Error::Call { call: "read", errno });
+                }
             }
-        };
-        let Some((&tag, text)) = buffer[..length].split_first() else {
+        }
+        let Some((&tag, text)) = buffer.split_first() else {
             return Ok(None);
         };
         let text = String::from_utf8_lossy(text).into_owned();

@@ -11,7 +11,7 @@ use super::image::{self, Image};
 use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
 use super::terminal::{self, Offer};
-use super::{CreateOptions, Error, parent, start};
+use super::{CreateOptions, Error, parent, sdnotify, start};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::host::Host;
@@ -95,7 +95,8 @@ impl Drop for Making {
 /// Makes the container, up to where its init waits for the start.
 pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bool) -> Result<Created, Error> {
     let preserve = parent::preserved_descriptors(parent::listen_fds(), options.preserve_fds)?;
-    let config = Config::load(&options.bundle)?;
+    let mut config = Config::load(&options.bundle)?;
+    sdnotify::offer(&mut config.spec, &store.dir(&options.id)?)?;
     let host = Host::probe(options.rootless);
     let mut plan = parent::resolve(&config, &host, options)?;
     process::check_host(&plan.process)?;
@@ -107,6 +108,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let cgroup = Cgroup::prepare(&plan.cgroup)?;
     let mut record = parent::record(&plan, &host, cgroup.save())?;
     reservation.save_config(&config)?;
+    sdnotify::make_directory(reservation.dir())?;
     reservation.save(&record)?;
     let cgroup = making.cgroup.insert(cgroup.create()?);
     if cgroup.save() != record.cgroup {
@@ -150,11 +152,12 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         status: "creating",
     };
     making.rdt = plan.process.rdt.clone();
-    attendant.until_created(&channel, early, &plan.process, || {
+    attendant.until_created(&channel, early, &plan.process, image, || {
         run_parent_hooks(&plan.hooks, &record)
     })?;
-    if start == StartBy::Socket {
-        reservation.save_created(&mut record)?;
+    match start {
+        StartBy::Socket => reservation.save_created(&mut record)?,
+        StartBy::Channel => reservation.save_complete(&mut record)?,
     }
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &init)?;
     Ok(Created {
@@ -168,8 +171,12 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 }
 
 impl Created {
-    /// Tells init to execute the program, and learns how that went. Only then may others do with the container as they like.
+    /// Tells init to execute the program, and learns how that went.
     pub fn start(&mut self) -> Result<(), Error> {
+        // First: whoever reads the program's first words may at once want to signal it.
+        if let Some(reservation) = &self.making.reservation {
+            reservation.save_created(&mut self.record)?;
+        }
         self.channel.send(&Message::Start)?;
         Attendant {
             record: &self.record,
@@ -177,11 +184,7 @@ impl Created {
             listener: parent::listener(&self.config),
             status: "creating",
         }
-        .until_running(&self.channel)?;
-        if let Some(reservation) = &self.making.reservation {
-            reservation.save_created(&mut self.record)?;
-        }
-        Ok(())
+        .until_running(&self.channel)
     }
 
     /// Leaves the container to itself: from now on nothing is undone.

@@ -2,9 +2,10 @@
 
 use super::channel::{Channel, Message};
 use super::handover::{Handover, JoinProcess, Middle};
+use super::image::{self, Image};
 use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
-use super::{Error, ExecOptions, foreground, image, parent, terminal};
+use super::{Error, ExecOptions, foreground, parent, terminal};
 use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::Kind;
@@ -45,14 +46,15 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         filter: filter.as_ref(),
         preserve,
     };
-    let (child, channel, early) = request.spawn(&options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
+    let image = image::open(request.hull())?;
+    let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = Attendant {
         record: &container.record,
         pid: child.pid,
         listener: parent::listener(config),
         status: "running",
     };
-    attendant.until_created(&channel, early, &plan, || Ok(()))?;
+    attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
     channel.send(&Message::Start)?;
@@ -60,7 +62,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     newborn.keep();
     match signals {
         None => Ok(0),
-        Some(signals) => foreground::supervise(child.pid, signals, master),
+        Some(signals) => foreground::supervise(child.pid, signals, master, None),
     }
 }
 
@@ -75,15 +77,15 @@ struct Request<'a> {
 impl Request<'_> {
     fn spawn(
         &self,
+        image: &Image,
         sub_cgroups: &[String],
         console: Option<&OwnedFd>,
         newborn: &mut Newborn,
     ) -> Result<(Child, Channel, Vec<Message>), Error> {
         let record = &self.container.record;
-        let image = image::open(self.hull())?;
         let mut cgroup = self.container.cgroup()?;
         // An init that manages cgroups of its own has moved to one of those; runc goes there, too.
-        let entry = match sub_cgroups.is_empty() && cgroup.delegates()? {
+        let entry = match sub_cgroups.is_empty() && cgroup.is_left()? {
             true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
             false => cgroup.birth(sub_cgroups)?,
         };
@@ -137,7 +139,7 @@ impl Request<'_> {
         let (channel, init) = Channel::pair()?;
         birth.abandon = vec![channel.as_raw_fd()];
         let mut early = Vec::new();
-        let mut child = spawn::spawn(&image, &birth, &init, &memfd)?;
+        let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));
         if has_middle {

@@ -1,6 +1,7 @@
 //! `run` and `exec` without `--detach`: signals go to the container, its terminal is shown, its exit status is ours.
 
 use super::create::{self, StartBy};
+use super::sdnotify::Listener;
 use super::{CreateOptions, Error, RunOptions, start};
 use crate::state::{self, Store};
 use nix::errno::Errno;
@@ -22,15 +23,19 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
         })?;
     }
     let mut created = create::create(store, options, StartBy::Channel, run.detach)?;
+    let listener = Listener::bind(&store.dir(&options.id)?)?;
     let master = created.offer.take().map(|offer| offer.receive()).transpose()?.flatten();
     created.start()?;
     start::poststart(&created.config, &created.record)?;
     let pid = created.init.pid;
     let (record, config) = created.keep();
     let Some(signals) = signals else {
+        if let Some(listener) = listener {
+            listener.wait(&record);
+        }
         return Ok(0);
     };
-    let status = supervise(pid, signals, master)?;
+    let status = supervise(pid, signals, master, listener)?;
     if !run.keep && delete(store, &record)? {
         start::poststop(&config, &record);
     }
@@ -70,7 +75,13 @@ impl Signals {
 }
 
 /// Waits for `pid`, a child of this process, and returns its exit status, or 128 and the signal that ended it.
-pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<u8, Error> {
+/// `listener` hears when the container is ready; the service's main process is then this one.
+pub fn supervise(
+    pid: Pid,
+    signals: Signals,
+    master: Option<OwnedFd>,
+    mut listener: Option<Listener>,
+) -> Result<u8, Error> {
     let mut terminal = master.map(Terminal::new).transpose()?;
     // It may have ended before its SIGCHLD could be read.
     let mut status = reap(pid)?;
@@ -79,6 +90,7 @@ pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<
         if let Some(terminal) = &terminal {
             terminal.interests(&mut interests);
         }
+        interests.extend(listener.iter().map(|one| PollFd::new(one.as_fd(), PollFlags::POLLIN)));
         match poll(&mut interests, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Error::call("poll")(errno)),
@@ -86,6 +98,7 @@ pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<
         if let Some(terminal) = &mut terminal {
             terminal.copy();
         }
+        listener = listener.filter(listens_on);
         while let Some(info) = signals.0.read_signal().map_err(Error::call("read of the signalfd"))? {
             match info.ssi_signo as i32 {
                 libc::SIGCHLD => status = status.or(reap(pid)?),
@@ -98,6 +111,21 @@ pub fn supervise(pid: Pid, signals: Signals, master: Option<OwnedFd>) -> Result<
         terminal.copy_output();
     }
     Ok(status.unwrap_or(255))
+}
+
+/// Passes on what the container has said; false if no more is to come.
+fn listens_on(listener: &Listener) -> bool {
+    let ready = listener.is_ready().and_then(|ready| match ready {
+        true => listener.pass_on(std::process::id() as i32).map(|_| true),
+        false => Ok(false),
+    });
+    match ready {
+        Ok(ready) => !ready,
+        Err(error) => {
+            tracing::warn!("NOTIFY_SOCKET: {error}");
+            false
+        }
+    }
 }
 
 /// Passes a signal that this process got on to the container's.

@@ -11,8 +11,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus};
-use std::time::Duration;
+use std::process::{Child, Command, ExitStatus};
+use std::time::{Duration, Instant};
 
 /// Why a hook counts as failed. Words are runc's.
 #[derive(Debug, thiserror::Error)]
@@ -141,7 +141,7 @@ fn run(
     let mut child = command.spawn().map_err(start)?;
 
     if let Some(seconds) = hook.timeout()
-        && !ends_within(child.id(), seconds).map_err(|errno| start(errno.into()))?
+        && !ends_within(&mut child, seconds).map_err(start)?
     {
         child.kill().and_then(|()| child.wait()).map_err(start)?;
         return Err(Error::Timeout { kind, index, seconds });
@@ -159,24 +159,39 @@ fn run(
     })
 }
 
-/// Waits on a pidfd; where there is none (before Linux 5.3), on a signalfd would cost the caller its SIGCHLD, so that a
-/// hook's timeout is then not kept and the hook is waited for.
-fn ends_within(pid: u32, seconds: i64) -> Result<bool, Errno> {
-    let pid = rustix::process::Pid::from_raw(pid as i32).ok_or(Errno::ESRCH)?;
-    let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::NOSYS) => return Ok(true),
-        Err(errno) => return Err(Errno::from_raw(errno.raw_os_error())),
+/// Whether the hook ended in time. Waits on a pidfd; where there is none (before Linux 5.3) it looks again and again, since
+/// waiting for SIGCHLD would take the caller's own.
+fn ends_within(child: &mut Child, seconds: i64) -> std::io::Result<bool> {
+    let timeout = Duration::from_secs(seconds.max(0) as u64);
+    let Some(deadline) = Instant::now().checked_add(timeout) else {
+        return child.wait().map(|_| true);
     };
-    let deadline = std::time::Instant::now() + Duration::from_secs(seconds.max(0) as u64);
+    let pid = rustix::process::Pid::from_child(child);
+    let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+        Ok(pidfd) => Some(pidfd),
+        Err(rustix::io::Errno::NOSYS) => None,
+        Err(errno) => return Err(errno.into()),
+    };
     loop {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], left) {
-            Ok(0) if std::time::Instant::now() < deadline => {}
-            Ok(ended) => return Ok(ended > 0),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
+        let left = deadline.saturating_duration_since(Instant::now());
+        let step = match pidfd {
+            Some(_) => left,
+            None => left.min(Duration::from_millis(10)),
+        };
+        let step = PollTimeout::try_from(step).unwrap_or(PollTimeout::MAX);
+        let mut interests: Vec<PollFd> = pidfd
+            .iter()
+            .map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN))
+            .collect();
+        match poll(&mut interests, step) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if child.try_wait()?.is_some() {
+            return Ok(true);
+        }
+        if left.is_zero() {
+            return Ok(false);
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod hooks;
 pub mod image;
 pub mod init;
 mod parent;
+mod sdnotify;
 pub mod spawn;
 mod start;
 mod terminal;
@@ -147,6 +148,9 @@ pub enum Error {
         /// How many were promised.
         count: u32,
     },
+    /// An addition of ours to the configuration.
+    #[error(transparent)]
+    Spec(#[from] oci_spec::OciSpecError),
     /// `--pidfd-socket` on a kernel without pidfds.
     #[error("--pidfd-socket: this kernel has no pidfd (it needs Linux 5.3)")]
     NoPidfd,

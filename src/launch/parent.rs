@@ -1,6 +1,7 @@
 //! What the parent of a new process does, whether the process is a container's first or an `exec`'s.
 
 use super::channel::{Channel, Message};
+use super::image::Image;
 use super::{CreateOptions, Error, hooks};
 use crate::cgroup;
 use crate::host::Host;
@@ -164,13 +165,18 @@ impl Attendant<'_> {
 
     /// Waits until init has set the container up; `mounted` runs the hooks that are due in between. `early` is what it
     /// said already.
+    ///
+    /// `image` is what init was executed from. To close it is to unmount it, which waits for every CPU to pass a quiescent
+    /// state (umount's RCU grace period): it is done while there is nothing to do but wait for init.
     pub fn until_created(
         &self,
         channel: &Channel,
         early: Vec<Message>,
         plan: &process::Plan,
+        image: Image,
         mut mounted: impl FnMut() -> Result<(), Error>,
     ) -> Result<(), Error> {
+        let mut image = Some(image);
         let mut early = early.into_iter();
         loop {
             let message = match early.next() {
@@ -182,6 +188,7 @@ impl Attendant<'_> {
                 Some(Message::Ready) => {
                     process::tune(plan, self.pid)?;
                     channel.send(&Message::Go)?;
+                    drop(image.take());
                 }
                 Some(Message::Mounted) => {
                     mounted()?;

@@ -2,7 +2,7 @@
 
 use super::channel::{Channel, Message};
 use super::parent::Attendant;
-use super::{Error, hooks, parent};
+use super::{Error, hooks, parent, sdnotify};
 use crate::config::Config;
 use crate::state::{Action, Record, Refused, Store};
 use nix::sys::socket::SockFlag;
@@ -21,6 +21,7 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         let path = container.dir().join(crate::state::START_SOCKET);
         Error::path("connect", path)(errno.into())
     })?;
+    let listener = sdnotify::Listener::bind(container.dir())?;
     let channel = Channel::from(socket);
     channel.send(&Message::Start)?;
     match channel.receive()? {
@@ -40,7 +41,11 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
     .until_running(&channel)?;
     poststart(&config, &container.record)?;
     // Nobody listens there any more: later status checks need not even try.
-    Ok(container.remove_start()?)
+    container.remove_start()?;
+    if let Some(listener) = listener {
+        listener.wait(&container.record);
+    }
+    Ok(())
 }
 
 /// The `poststart` hooks. As with runc, the container is killed if one fails.

@@ -64,7 +64,14 @@ fn unified(scene: &Scene<'_>) -> Result<(), Error> {
 fn v1(scene: &Scene<'_>) -> Result<(), Error> {
     let hierarchies =
         own(&std::fs::read_to_string("/proc/thread-self/cgroup").call(|| "open(\"/proc/thread-self/cgroup\")")?);
-    let mounted = if scene.plan.cgroupns { None } else { Some(mountinfo()?) };
+    let mounted = if scene.plan.cgroupns {
+        None
+    } else {
+        let mut mounted = mountinfo()?;
+        // Below the root there may be copies already, of a `/sys` that is bind-mounted.
+        mounted.retain(|mounted| !mounted.at.starts_with(&scene.plan.root));
+        Some(mounted)
+    };
     let place = scene.place(|| Ok(Missing::Dir))?;
     let mut data = String::from("mode=755");
     if let Some(label) = &scene.plan.label {

@@ -8,11 +8,13 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 const RECORD: &str = "state.json";
@@ -54,9 +56,21 @@ impl Reservation {
         save_record(&self.dir, record)
     }
 
-    /// Stores that the container is created.
-    pub fn save_created(&self, record: &mut Record) -> Result<(), Error> {
+    /// Stores that the container is complete, and will be started right away: from then on it can be signalled and executed
+    /// in, which may come faster than the news that the program runs.
+    pub fn save_complete(&self, record: &mut Record) -> Result<(), Error> {
         record.created = crate::logging::timestamp();
+        if let Some(creator) = &mut record.creator {
+            creator.complete = true;
+        }
+        self.save(record)
+    }
+
+    /// Stores that the container is created, and its creator done.
+    pub fn save_created(&self, record: &mut Record) -> Result<(), Error> {
+        if record.creator.is_some_and(|creator| !creator.complete) {
+            record.created = crate::logging::timestamp();
+        }
         record.creator = None;
         self.save(record)
     }
@@ -107,6 +121,8 @@ pub struct Container {
     file: File,
     /// What was written at create.
     pub record: Record,
+    // `delete` asks three times; parsing it costs as much as removing the cgroup.
+    config: RefCell<Option<Rc<Config>>>,
 }
 
 impl Container {
@@ -116,7 +132,12 @@ impl Container {
             _ => Error::file("open", &dir)(error),
         })?;
         let record = load_record(&dir)?;
-        Ok(Self { dir, file, record })
+        Ok(Self {
+            dir,
+            file,
+            record,
+            config: RefCell::default(),
+        })
     }
 
     /// The container's directory.
@@ -134,7 +155,7 @@ impl Container {
         // If its creator was killed, what still holds the lock is on its way to let go: the creator's copy that was to
         // become init.
         let creating = self.record.creator.is_some_and(Creator::lives);
-        let Self { dir, file, record } = self;
+        let Self { dir, file, record, .. } = self;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(locked) => locked,
             Err((_, Errno::EWOULDBLOCK)) if creating => return Err(Error::Busy(record.id)),
@@ -156,6 +177,8 @@ impl Container {
                 dir,
                 file: again,
                 record,
+                // What was read before may have been changed by whoever held the lock.
+                config: RefCell::default(),
             },
             _lock: file,
         })
@@ -169,7 +192,7 @@ impl Container {
         if !self.alive() {
             return Status::Stopped;
         }
-        if self.record.creator.is_some() {
+        if self.record.creator.is_some_and(|creator| !creator.complete) {
             Status::Creating
         } else if self.frozen() {
             Status::Paused
@@ -247,9 +270,14 @@ impl Container {
         }
     }
 
-    /// The stored configuration.
-    pub fn config(&self) -> Result<Config, Error> {
-        Ok(Config::load_file(&self.dir.join(CONFIG))?)
+    /// The stored configuration, read when it is first asked for.
+    pub fn config(&self) -> Result<Rc<Config>, Error> {
+        if let Some(config) = &*self.config.borrow() {
+            return Ok(Rc::clone(config));
+        }
+        let config = Rc::new(Config::load_file(&self.dir.join(CONFIG))?);
+        *self.config.borrow_mut() = Some(Rc::clone(&config));
+        Ok(config)
     }
 
     /// The container's cgroup.
@@ -318,7 +346,9 @@ impl Locked {
 
     /// Stores a changed configuration.
     pub fn save_config(&self, raw: &[u8]) -> Result<(), Error> {
-        write_atomically(&self.dir.join(CONFIG), raw)
+        write_atomically(&self.dir.join(CONFIG), raw)?;
+        *self.config.borrow_mut() = None;
+        Ok(())
     }
 
     /// Kills every process and waits until they have ended.

@@ -71,6 +71,8 @@ pub struct Record {
 pub struct Creator {
     pid: i32,
     start_time: u64,
+    /// Whether the container is complete: `run` is on its way to start it.
+    complete: bool,
 }
 
 impl Creator {
@@ -81,6 +83,7 @@ impl Creator {
         Ok(Self {
             pid,
             start_time: stat.start_time,
+            complete: false,
         })
     }
 

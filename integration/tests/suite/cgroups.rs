@@ -81,6 +81,7 @@ tests! {
     events_have_runcs_shape .views(&[View::Hybrid, View::V1, View::V2]).only_proa();
     hugetlb_limit_is_written .views(V2).not_for(&[(Kind::Runc, "the kernel's controller needs delegation"), (Kind::Crun, "the same")]);
     v2_cgroup_namespace_root_is_the_containers_group .views(V2);
+    letters_that_are_no_device_access_are_ignored .once();
 }
 
 fn sleeper<'a>(ctx: &'a Ctx, change: impl FnOnce(&Bundle) -> &Bundle) -> Container<'a> {
@@ -1033,4 +1034,13 @@ fn hugetlb_limit_is_written(ctx: &Ctx) {
 
 fn v2_cgroup_namespace_root_is_the_containers_group(ctx: &Ctx) {
     assert_eq!(ctx.shell("grep ^0:: /proc/self/cgroup", |b| b), "0::/\n");
+}
+
+fn letters_that_are_no_device_access_are_ignored(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    let rules = json!([{"allow": false, "access": "rwm"}, {"allow": true, "type": "c", "major": 1, "minor": 5, "access": "rwa"}]);
+    bundle
+        .set("/linux/resources/devices", rules)
+        .sh("head -c 1 /dev/zero | wc -c");
+    assert_eq!(ctx.run(&bundle).ok().text(), "1");
 }

@@ -42,6 +42,7 @@ tests! {
     exec_takes_both_forms_of_a_flag .once().only_proa();
     exec_process_file_sets_umask_and_rlimits .once().only_proa();
     exec_many_arguments_arrive .once();
+    exec_follows_an_init_that_left_its_cgroup .views(&[View::V2]).since_runc(1, 5);
 }
 
 macro_rules! sleeper {
@@ -421,4 +422,18 @@ fn exec_process_file_sets_umask_and_rlimits(ctx: &Ctx) {
             .stdout,
         "0077\n77\n"
     );
+}
+
+fn exec_follows_an_init_that_left_its_cgroup(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    let elsewhere = ctx.cgroup_dir("", &format!("{}/elsewhere", ctx.cgroup_parent()));
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("cgroup.procs"), container.pid().to_string()).unwrap();
+    fs::remove_dir(container.cgroup_dir("")).unwrap();
+    let out = container.exec(&["cat", "/proc/self/cgroup"]);
+    assert!(out.ok().text().ends_with("/elsewhere"), "{out:?}");
+    container.kill("KILL").stopped().delete();
+    fs::remove_dir(&elsewhere).unwrap();
 }

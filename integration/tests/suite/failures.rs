@@ -25,6 +25,7 @@ tests! {
     run_ends_though_many_orphans_end_with_the_program .once();
     a_changed_bundle_does_not_change_the_container .once().not_for(&[(Kind::Runc, "its exec reads the bundle again")]);
     ids_of_full_length_work .once();
+    warnings_of_init_reach_the_log .once().only_proa();
     arguments_that_are_not_unicode_are_refused .once().only_proa();
 }
 
@@ -260,6 +261,21 @@ fn ids_of_full_length_work(ctx: &Ctx) {
     container.start();
     container.exec(&["true"]).ok();
     container.kill("KILL").stopped().delete();
+}
+
+fn warnings_of_init_reach_the_log(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle
+        .set("/process/capabilities/ambient", json!(["CAP_KILL"]))
+        .set("/process/capabilities/inheritable", json!([]));
+    let words = "can't raise ambient capability CAP_KILL";
+    let out = ctx.run(&bundle);
+    assert!(out.ok().log.contains(words), "{out:?}");
+    let container = ctx.create(&bundle);
+    let again = ctx.container(&bundle);
+    bundle.set("/linux/cgroupsPath", json!(format!("{}-2", container.cgroup)));
+    let out = ctx.create_call(&bundle, &again.id, &[]).output();
+    assert!(out.ok().log.contains(words), "{out:?}");
 }
 
 fn arguments_that_are_not_unicode_are_refused(ctx: &Ctx) {

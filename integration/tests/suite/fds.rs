@@ -18,6 +18,7 @@ tests! {
     exec_preserve_fds .once();
     standard_streams_can_be_reopened_by_an_unprivileged_user .once();
     closed_standard_streams_do_not_confuse .once();
+    descriptors_of_the_caller_do_not_stay_with_a_waiting_init .once().since_runc(1, 2);
 }
 
 fn numbers(text: &str) -> Vec<&str> {
@@ -199,4 +200,20 @@ fn closed_standard_streams_do_not_confuse(ctx: &Ctx) {
         !text.contains("socket:") && !text.contains("anon_inode") && !text.contains("memfd"),
         "{text}"
     );
+}
+
+/// Or whoever reads from the other end of the caller's pipe would wait until the container is started.
+fn descriptors_of_the_caller_do_not_stay_with_a_waiting_init(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    let container = ctx.container(&bundle);
+    ctx.create_call(&bundle, &container.id, &[])
+        .under(&with_open("exec 4</etc/passwd 7</proc/self/status; exec \"$@\""))
+        .output()
+        .ok();
+    let open = fs::read_dir(format!("/proc/{}/fd", container.pid())).unwrap();
+    let open: Vec<_> = open
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .collect();
+    let leaked = |path: &std::path::PathBuf| path.ends_with("etc/passwd") || path.ends_with("status");
+    assert!(!open.iter().any(leaked), "{open:?}");
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use proa_integration::ctx::eventually;
-use proa_integration::{Ctx, tests};
+use proa_integration::{Ctx, Kind, tests};
 use serde_json::json;
 
 tests! {
@@ -47,6 +47,8 @@ tests! {
     features_names_the_hooks_and_namespaces .since_runc(1, 2);
     version_names_the_specification;
     help_is_for_everyone;
+    a_created_container_ends_when_it_is_asked_to .once().not_for(&[(Kind::Crun, "its init ignores SIGTERM")]);
+    list_shows_nothing_but_containers .once();
 }
 
 fn run_gives_the_exit_status_of_the_program(ctx: &Ctx) {
@@ -490,4 +492,24 @@ fn help_is_for_everyone(ctx: &Ctx) {
     ] {
         assert!(out.ok().stdout.contains(verb), "{verb}");
     }
+}
+
+/// The first process of a pid namespace does not get a SIGTERM that it does not handle.
+fn a_created_container_ends_when_it_is_asked_to(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    ctx.create(&bundle).kill("TERM").stopped();
+}
+
+fn list_shows_nothing_but_containers(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    // A compiled filter may be kept beside the containers.
+    bundle.set(
+        "/linux/seccomp",
+        json!({"defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{"names": ["acct"], "action": "SCMP_ACT_ERRNO"}]}),
+    );
+    let container = ctx.create(&bundle);
+    let out = ctx.call(&["list", "--quiet"]).output();
+    assert_eq!(out.ok().text(), container.id);
+    assert_eq!(out.stderr, "");
 }

@@ -13,6 +13,7 @@ mod managers;
 mod mounts;
 mod namespaces;
 mod netdev;
+mod notify;
 mod process;
 mod rootless;
 mod security;
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
         fds::tests(),
         exec::tests(),
         failures::tests(),
+        notify::tests(),
         cgroups::tests(),
         rootless::tests(),
         bad_input::tests(),

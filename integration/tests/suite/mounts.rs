@@ -53,6 +53,14 @@ tests! {
     console_is_absent_without_a_terminal .once();
     overlay_is_mounted_with_its_data .once();
     a_mount_over_the_root_is_hidden_or_seen_consistently .once();
+    tmpfs_on_a_new_directory_is_for_everybody .once().since_runc(1, 4);
+    tmpfs_has_the_mode_of_the_directory_it_hides .once();
+    destination_may_be_the_path_on_the_host .once();
+    sources_below_the_root_show_the_mounts_before_them .once();
+    flags_of_a_source_stay_in_a_user_namespace .once().since_runc(1, 2);
+    flags_of_a_source_are_not_taken_off_in_a_user_namespace .once().since_runc(1, 2);
+    access_time_mode_stays_unless_another_is_named .once().since_runc(1, 2);
+    paths_that_are_named_twice_are_masked_once .once().since_runc(1, 4);
 }
 
 fn source(ctx: &Ctx, name: &str) -> std::path::PathBuf {
@@ -658,4 +666,98 @@ fn a_mount_over_the_root_is_hidden_or_seen_consistently(ctx: &Ctx) {
     let out = ctx.run(&bundle);
     assert!(out.code < 1000, "{out:?}");
     assert!(ctx.view != View::V2 || out.code < 1000);
+}
+
+fn tmpfs_on_a_new_directory_is_for_everybody(ctx: &Ctx) {
+    let mount = json!({"destination": "/not/there", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]});
+    assert_eq!(ctx.shell("stat -c %a /not/there", |b| b.mount(mount)), "1777\n");
+}
+
+fn tmpfs_has_the_mode_of_the_directory_it_hides(ctx: &Ctx) {
+    let mount = json!({"destination": "/hidden", "type": "tmpfs", "source": "tmpfs"});
+    let mode = ctx.shell("stat -c %a /hidden", |b| {
+        fs::create_dir(b.path("/hidden")).unwrap();
+        fs::set_permissions(b.path("/hidden"), fs::Permissions::from_mode(0o710)).unwrap();
+        b.mount(mount)
+    });
+    assert_eq!(mode, "710\n");
+}
+
+fn destination_may_be_the_path_on_the_host(ctx: &Ctx) {
+    let source = source(ctx, "source");
+    let text = ctx.shell("cat /in/file", |b| {
+        let destination = b.path("/in");
+        b.bind(&source, destination.to_str().unwrap(), &["bind"])
+    });
+    assert_eq!(text, "from outside\n");
+}
+
+fn sources_below_the_root_show_the_mounts_before_them(ctx: &Ctx) {
+    let source = source(ctx, "source");
+    let prepared = |b: &Bundle| {
+        for dir in ["/in", "/out"] {
+            fs::create_dir(b.path(dir)).unwrap();
+        }
+        b.bind(&source, "/in", &["bind"]);
+        b.bind(&b.path("/in"), "/out", &["bind"]);
+    };
+    let plain = ctx.shell("cat /out/file", |b| {
+        prepared(b);
+        b
+    });
+    assert_eq!(plain, "from outside\n");
+    let in_userns = ctx.shell("cat /out/file", |b| {
+        prepared(b);
+        b.userns(100_000)
+    });
+    assert_eq!(in_userns, "from outside\n");
+}
+
+/// The mount options, in the container, of a bind mount of something that is mounted `ro,nosuid,nodev,noexec,noatime`.
+fn options_in_a_user_namespace(ctx: &Ctx, options: &[&str]) -> proa_integration::Output {
+    let source = ctx.mkdir("restricted");
+    ctx.tmpfs(&source, "mode=755");
+    ctx.host_mount(&["-o", "remount,bind,ro,nosuid,nodev,noexec,noatime"], &source);
+    let bundle = ctx.bundle();
+    bundle
+        .bind(&source, "/mnt", options)
+        .userns(100_000)
+        .sh("grep ' /mnt ' /proc/self/mounts | cut -d' ' -f4");
+    ctx.run(&bundle)
+}
+
+fn flags_of_a_source_stay_in_a_user_namespace(ctx: &Ctx) {
+    let out = options_in_a_user_namespace(ctx, &["bind", "nosymfollow"]);
+    let options: Vec<&str> = out.ok().text().split(',').collect();
+    for flag in ["ro", "nosuid", "nodev", "noexec", "noatime", "nosymfollow"] {
+        assert!(options.contains(&flag), "{flag}: {options:?}");
+    }
+}
+
+fn flags_of_a_source_are_not_taken_off_in_a_user_namespace(ctx: &Ctx) {
+    options_in_a_user_namespace(ctx, &["bind", "rw"]).refused(&["operation not permitted"]);
+}
+
+fn access_time_mode_stays_unless_another_is_named(ctx: &Ctx) {
+    for (option, expected) in [
+        ("norelatime", "noatime"),
+        ("atime", "noatime"),
+        ("relatime", "relatime"),
+    ] {
+        let source = ctx.mkdir(option);
+        ctx.tmpfs(&source, "mode=755");
+        ctx.host_mount(&["-o", "remount,bind,noatime"], &source);
+        let text = ctx.shell("grep ' /mnt ' /proc/self/mounts", |b| {
+            b.bind(&source, "/mnt", &["bind", option])
+        });
+        assert!(text.contains(expected), "{option}: {text}");
+    }
+}
+
+fn paths_that_are_named_twice_are_masked_once(ctx: &Ctx) {
+    let text = ctx.shell("grep -c ' /twice ' /proc/self/mounts", |b| {
+        fs::create_dir(b.path("/twice")).unwrap();
+        b.set("/linux/maskedPaths", json!(["/twice", "/twice"]))
+    });
+    assert_eq!(text, "1\n");
 }

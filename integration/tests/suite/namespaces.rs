@@ -34,6 +34,7 @@ tests! {
     an_unknown_namespace_is_refused .once();
     sysctl_is_set_in_the_namespaces .once();
     sysctl_outside_the_namespaces_is_refused .once();
+    a_namespace_that_the_joined_user_namespace_does_not_own_is_joined .once().since_runc(1, 2);
 }
 
 fn links(ctx: &Ctx, change: impl FnOnce(&proa_integration::Bundle) -> &proa_integration::Bundle) -> String {
@@ -326,4 +327,26 @@ fn sysctl_outside_the_namespaces_is_refused(ctx: &Ctx) {
         .set("/linux/sysctl", json!({"net.ipv4.ip_forward": "1"}))
         .without_namespaces(&["network"]);
     ctx.run(&bundle).refused(&["net.ipv4.ip_forward"]);
+}
+
+fn a_namespace_that_the_joined_user_namespace_does_not_own_is_joined(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.userns(200_000).args(&["sleep", "1000"]);
+    let first = ctx.start(&bundle);
+    let network = format!("/proc/{}/ns/net", std::process::id());
+    let second = ctx.bundle();
+    second
+        .userns(200_000)
+        .namespace("user", Some(&format!("/proc/{}/ns/user", first.pid())))
+        .namespace("network", Some(&network));
+    second.edit(|s| {
+        s["linux"].as_object_mut().unwrap().remove("uidMappings");
+        s["linux"].as_object_mut().unwrap().remove("gidMappings");
+        // A sysfs belongs to a network namespace, and may be mounted by its owner only.
+        let mounts = s["mounts"].as_array_mut().unwrap();
+        mounts.retain(|mount| mount["type"] != "sysfs" && mount["type"] != "cgroup");
+    });
+    second.sh("readlink /proc/self/ns/net");
+    let link = fs::read_link(network).unwrap();
+    assert_eq!(ctx.run(&second).ok().text(), link.to_str().unwrap());
 }

@@ -55,6 +55,8 @@ tests! {
     apparmor_profile_without_apparmor_is_refused .once();
     memory_policy_or_a_clear_error .once().since_runc(1, 4);
     user_name_is_not_taken_for_an_id .once().only_proa();
+    warnings_of_the_containers_init_reach_the_log .once().only_proa();
+    debug_tells_what_the_containers_init_does .once();
 }
 
 fn user_and_groups_are_set(ctx: &Ctx) {
@@ -662,4 +664,23 @@ fn user_name_is_not_taken_for_an_id(ctx: &Ctx) {
     let bundle = ctx.bundle();
     bundle.set("/process/user", json!({"uid": "root"}));
     ctx.run(&bundle).refused(&["uid"]);
+}
+
+fn warnings_of_the_containers_init_reach_the_log(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle
+        .set("/process/capabilities/inheritable", json!(["CAP_KILL"]))
+        .set("/process/capabilities/ambient", json!(["CAP_KILL", "CAP_CHOWN"]));
+    let out = ctx.run(&bundle);
+    let text = out.ok().log.clone() + &out.stderr;
+    assert!(text.contains("can't raise ambient capability CAP_CHOWN: "), "{text}");
+}
+
+fn debug_tells_what_the_containers_init_does(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    let id = ctx.id();
+    let out = ctx
+        .call(&["--debug", "run", "--bundle", bundle.dir.to_str().unwrap(), &id])
+        .output();
+    assert!(out.ok().log.contains("\"level\":\"debug\""), "{out:?}");
 }

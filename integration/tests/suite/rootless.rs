@@ -13,6 +13,7 @@ tests! {
     rootless_maps_a_range_with_newuidmap .once().not_for(&[(Kind::Crun, "1.8 needs a user session")]);
     rootless_maps_foreign_ids_only_by_subuid .once();
     rootless_create_start_exec_delete .once();
+    rootless_exec_without_pidfds .once().only_proa();
     rootless_root_inside_is_the_user_outside .once();
     rootless_spec_runs .once();
     rootless_cannot_join_a_cgroup_that_is_not_its_own .once();
@@ -157,6 +158,23 @@ fn rootless_create_start_exec_delete(ctx: &Ctx) {
     });
     world.call(&["delete", &id]).output().ok();
     assert!(!world.root.join(&id).exists());
+}
+
+/// The user namespace, last in the configuration, gives the rights to join the others.
+fn rootless_exec_without_pidfds(ctx: &Ctx) {
+    let world = world(ctx);
+    world.bundle.args(&["sleep", "1000"]);
+    let id = ctx.id();
+    let probe = ctx.dir.join("probe");
+    fs::copy(&ctx.probe, &probe).unwrap();
+    let bundle = world.bundle.dir.to_str().unwrap();
+    world.call(&["run", "--detach", "--bundle", bundle, &id]).output().ok();
+    for names in ["pidfd_open", "setns-many"] {
+        let exec = world.call(&["exec", &id, "id", "-u"]);
+        let out = exec.under(&[probe.to_str().unwrap(), "mask", names]).output();
+        assert_eq!(out.ok().text(), "0", "{names}");
+    }
+    world.call(&["delete", "--force", &id]).output().ok();
 }
 
 fn rootless_root_inside_is_the_user_outside(ctx: &Ctx) {

@@ -21,6 +21,7 @@ tests! {
     foreground_terminal_passes_control_c .once();
     exec_with_a_terminal_over_a_console_socket .once();
     exec_with_a_terminal_in_the_foreground .once();
+    foreground_terminal_leaves_newlines_alone .once();
 }
 
 fn console_socket_receives_the_terminal(ctx: &Ctx) {
@@ -232,4 +233,10 @@ fn exec_with_a_terminal_in_the_foreground(ctx: &Ctx) {
     terminal.expect("ask");
     terminal.type_in("\n");
     running.wait().code(6);
+}
+
+fn foreground_terminal_leaves_newlines_alone(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.set("/process/terminal", json!(true)).sh("echo one; echo two");
+    assert_eq!(ctx.run(&bundle).ok().stdout, "one\ntwo\n");
 }

@@ -142,7 +142,12 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     if notifies {
         seal(&handover, filter.as_ref(), native, report)?;
     }
-    report.created(handover.start_socket)?;
+    report.created(handover.start_socket, |socket| {
+        // Not the engine's, which dlopen(3) made many objects; and not under a filter that an agent answers for.
+        if native && !notifies {
+            proa_sys::memory::wait_released(socket);
+        }
+    })?;
     default_signals()?;
     for fd in 3..3 + handover.preserve as RawFd {
         proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))?;

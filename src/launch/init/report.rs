@@ -4,7 +4,7 @@ use super::{Error, failed, inherit};
 use crate::launch::channel::{Channel, Message};
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The line to the process that waits for this one; `None` once nobody does.
 #[derive(Debug)]
@@ -71,8 +71,9 @@ impl Report {
     }
 
     /// Reports that the container is created, and returns when it is to be started: over the channel for `run` and
-    /// `exec`; after `create`, over a connection to `socket`, which is then whom init reports to.
-    pub fn created(&mut self, socket: Option<RawFd>) -> Result<(), Error> {
+    /// `exec`; after `create`, over a connection to `socket`, which is then whom init reports to. `idle` is called before
+    /// each wait for one, which may be long.
+    pub fn created(&mut self, socket: Option<RawFd>, idle: impl Fn(BorrowedFd<'_>)) -> Result<(), Error> {
         self.say(&Message::Created)?;
         let Some(socket) = socket else {
             return match self.channel()?.receive()? {
@@ -85,6 +86,7 @@ impl Report {
         self.0 = None;
         let socket = inherit(socket)?;
         loop {
+            idle(socket.as_fd());
             let connection =
                 accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(failed("accept4(start.sock)"))?;
             let connection = Channel::from(inherit(connection)?);
