@@ -10,6 +10,18 @@ use serde_json::{Value, json};
 ///
 /// `config` is the image's `config` object (`Entrypoint`, `Env`, …).
 pub fn archive(dir: &Path, rootfs: &Path, name: &str, platform: (&str, &str), config: &Value) -> PathBuf {
+    annotated(dir, rootfs, name, platform, config, &json!({}))
+}
+
+/// The same with annotations in the image's manifest.
+pub fn annotated(
+    dir: &Path,
+    rootfs: &Path,
+    name: &str,
+    platform: (&str, &str),
+    config: &Value,
+    annotations: &Value,
+) -> PathBuf {
     let layout = dir.join("layout");
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("layout");
@@ -24,7 +36,8 @@ pub fn archive(dir: &Path, rootfs: &Path, name: &str, platform: (&str, &str), co
     let manifest = json!({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
         "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": image_digest, "size": image_size},
-        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer_digest, "size": layer_size}]
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer_digest, "size": layer_size}],
+        "annotations": annotations
     });
     let (manifest_digest, manifest_size) = blob(&blobs, manifest.to_string().as_bytes());
     let index = json!({"schemaVersion": 2, "manifests": [{
@@ -34,6 +47,10 @@ pub fn archive(dir: &Path, rootfs: &Path, name: &str, platform: (&str, &str), co
     }]});
     fs::write(layout.join("index.json"), index.to_string()).expect("index.json");
     fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).expect("oci-layout");
+    // Docker's own list, for a Docker that does not read layouts yet: the same files.
+    let path = |digest: &str| format!("blobs/{}", digest.replace(':', "/"));
+    let list = json!([{"Config": path(&image_digest), "RepoTags": [name], "Layers": [path(&layer_digest)]}]);
+    fs::write(layout.join("manifest.json"), list.to_string()).expect("manifest.json");
     let archive = dir.join("image.tar");
     tar(&layout, &archive);
     archive

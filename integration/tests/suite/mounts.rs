@@ -234,6 +234,15 @@ fn tmpfs_takes_size_and_mode(ctx: &Ctx) {
         )
     });
     assert_eq!(text, "711\n4096\n");
+    // Without a mode: that of the directory it hides, or everybody's when there was none.
+    let text = ctx.shell("stat -c %a /home/user /new", |b| {
+        fs::set_permissions(b.path("/home/user"), fs::Permissions::from_mode(0o751)).unwrap();
+        for at in ["/home/user", "/new"] {
+            b.mount(json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "tmpcopyup"]}));
+        }
+        b
+    });
+    assert_eq!(text, "751\n1777\n");
 }
 
 fn tmpcopyup_keeps_the_images_files(ctx: &Ctx) {
