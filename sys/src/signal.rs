@@ -36,17 +36,23 @@ pub fn realtime() -> (i32, i32) {
 }
 
 /// From now on `SIGHUP`, `SIGINT`, `SIGQUIT` and `SIGTERM` end this process with status 128 + n. For the first process of a
-/// pid namespace, on which their default actions have no effect (pid_namespaces(7)); an execve(2) restores those.
+/// pid namespace, on which their default actions have no effect (pid_namespaces(7)); an execve(2) restores those. What the
+/// caller ignores (nohup(1)) stays ignored.
 pub fn end_on_termination() -> Result<()> {
     extern "C" fn end(signal: libc::c_int) {
         // SAFETY: _exit(2) is async-signal-safe and has no preconditions.
         unsafe { libc::_exit(128 + signal) }
     }
+    let handler = end as extern "C" fn(libc::c_int) as libc::sighandler_t;
     for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
-        // SAFETY: the handler only calls _exit(2), so it may run at any moment.
-        Errno::result(unsafe {
-            libc::signal(signal, end as extern "C" fn(libc::c_int) as libc::sighandler_t) as isize
-        })?;
+        // SAFETY: the handler only calls _exit(2), so it may run at any moment; SIG_IGN is no handler.
+        unsafe {
+            let before = libc::signal(signal, handler);
+            Errno::result(before as isize)?;
+            if before == libc::SIG_IGN {
+                Errno::result(libc::signal(signal, libc::SIG_IGN) as isize)?;
+            }
+        }
     }
     Ok(())
 }
