@@ -34,11 +34,8 @@ tests! {
     poststop_hooks_follow_a_run_that_failed_at_start .once().not_for(&[(Kind::Runc, "stops at the first that fails")]);
     a_hook_is_not_looked_for_in_path .once();
     start_container_hooks_are_under_the_seccomp_profile .once();
-<<<<<<< HEAD
     start_container_hooks_have_the_programs_environment .once();
     a_failing_poststart_hook_is_reported_for_a_program_that_ended .once();
-=======
->>>>>>> bats
 }
 
 const HOST_KINDS: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
@@ -340,29 +337,6 @@ fn hooks_of_exec_do_not_run_again(ctx: &Ctx) {
     assert_eq!(said(ctx), "x\n");
 }
 
-<<<<<<< HEAD
-=======
-fn start_container_hooks_have_the_programs_environment(ctx: &Ctx) {
-    let bundle = ctx.bundle();
-    with_log(ctx, &bundle);
-    let mut hook = script(&format!("echo $ONE $HOME > {}", log(ctx).display()));
-    hook.as_object_mut().unwrap().remove("env");
-    bundle
-        .set("/process/env", json!(["PATH=/bin", "ONE=two"]))
-        .set("/hooks/startContainer", json!([hook]));
-    ctx.run(&bundle).ok();
-    assert_eq!(said(ctx), "two /root\n");
-}
-
-fn a_failing_poststart_hook_is_reported_for_a_program_that_ended(ctx: &Ctx) {
-    let bundle = ctx.bundle();
-    bundle
-        .set("/hooks/poststart", json!([script("sleep 0.2; exit 3")]))
-        .args(&["true"]);
-    ctx.run(&bundle).refused(&["poststart hook"]);
-}
-
->>>>>>> bats
 /// runtime.md#lifecycle: a failing hook leads to step 12, the destruction, which step 13, the poststop hooks, follows.
 fn poststop_hooks_follow_every_failed_creation(ctx: &Ctx) {
     for kind in ["prestart", "createRuntime", "createContainer"] {
@@ -420,7 +394,6 @@ fn start_container_hooks_are_under_the_seccomp_profile(ctx: &Ctx) {
         ctx.run(&bundle).ok();
         assert_eq!(said(ctx), "refused\n", "noNewPrivileges: {no_new_privileges}");
     }
-<<<<<<< HEAD
 }
 
 fn start_container_hooks_have_the_programs_environment(ctx: &Ctx) {
@@ -441,6 +414,4 @@ fn a_failing_poststart_hook_is_reported_for_a_program_that_ended(ctx: &Ctx) {
         .set("/hooks/poststart", json!([script("sleep 0.2; exit 3")]))
         .args(&["true"]);
     ctx.run(&bundle).refused(&["poststart hook"]);
-=======
->>>>>>> bats
 }
