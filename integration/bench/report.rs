@@ -54,7 +54,7 @@ pub fn table(samples: &Samples, versions: &[(&str, &str)], rounds: u32, view: &s
     line(format!("- date: {}", shell("date -u +%Y-%m-%d")));
     line(format!(
         "- machine: Linux {}, {} CPUs, {memory} GiB, cgroup view {view}",
-        shell("uname -r"),
+        shell("uname -r | cut -d- -f1"),
         shell("nproc")
     ));
     line(format!("- rounds: {rounds}"));

@@ -229,6 +229,8 @@ fn cgroup_view(view: View) -> Result<(), String> {
         View::Hybrid => Ok(()),
         View::V1 if !host::mounts().iter().any(|m| m == "/sys/fs/cgroup/unified") => Ok(()),
         View::V1 => umount2(unified, MntFlags::MNT_DETACH).map_err(|e| format!("umount {}: {e}", unified.display())),
+        // The suite that tests the harness is in this view already, and the kernel mounts nothing twice at one place.
+        View::V2 if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() => Ok(()),
         View::V2 => {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
             mount(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), flags, None::<&str>)

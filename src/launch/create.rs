@@ -1,7 +1,7 @@
 //! `create` and `run`, the parent's side: each phase consumes the one before and undoes itself if it is dropped.
 //!
 //! ```text
-//! resolve -> Prepared (state directory, cgroup) -> spawn -> Launched (a process) -> Waiting (created, recorded)
+//! resolve -> Making (state directory, record, cgroup) -> spawn (a process) -> Created (it waits, and is recorded)
 //! ```
 
 use super::channel::{Channel, Message};
@@ -60,6 +60,23 @@ struct Making {
 }
 
 impl Making {
+    /// Takes the id and makes the cgroup, whose place is recorded first: should this process be killed in between, whoever
+    /// deletes the container finds it.
+    fn reserve(&mut self, store: &Store, config: &Config, plan: &Plan, host: &Host) -> Result<Record, Error> {
+        let reservation = self.reservation.insert(store.reserve(&plan.id)?);
+        let cgroup = Cgroup::prepare(&plan.cgroup)?;
+        let mut record = parent::record(plan, host, cgroup.save())?;
+        reservation.save_config(config)?;
+        sdnotify::make_directory(reservation.dir())?;
+        reservation.save(&record)?;
+        let cgroup = self.cgroup.insert(cgroup.create()?);
+        if cgroup.save() != record.cgroup {
+            record.cgroup = cgroup.save();
+            reservation.save(&record)?;
+        }
+        Ok(record)
+    }
+
     /// The container exists: nothing is undone any more.
     fn keep(mut self) {
         self.init.keep();
@@ -104,17 +121,10 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
-    let reservation = making.reservation.insert(store.reserve(&options.id)?);
-    let cgroup = Cgroup::prepare(&plan.cgroup)?;
-    let mut record = parent::record(&plan, &host, cgroup.save())?;
-    reservation.save_config(&config)?;
-    sdnotify::make_directory(reservation.dir())?;
-    reservation.save(&record)?;
-    let cgroup = making.cgroup.insert(cgroup.create()?);
-    if cgroup.save() != record.cgroup {
-        record.cgroup = cgroup.save();
-        reservation.save(&record)?;
-    }
+    let mut record = making.reserve(store, &config, &plan, &host)?;
+    let (Some(reservation), Some(cgroup)) = (&making.reservation, &mut making.cgroup) else {
+        unreachable!("reserve() made both");
+    };
 
     let filter = plan
         .seccomp
@@ -173,10 +183,6 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 impl Created {
     /// Tells init to execute the program, and learns how that went.
     pub fn start(&mut self) -> Result<(), Error> {
-        // First: whoever reads the program's first words may at once want to signal it.
-        if let Some(reservation) = &self.making.reservation {
-            reservation.save_created(&mut self.record)?;
-        }
         self.channel.send(&Message::Start)?;
         Attendant {
             record: &self.record,
@@ -184,7 +190,11 @@ impl Created {
             listener: parent::listener(&self.config),
             status: "creating",
         }
-        .until_running(&self.channel)
+        .until_running(&self.channel)?;
+        if let Some(reservation) = &self.making.reservation {
+            reservation.save_created(&mut self.record)?;
+        }
+        Ok(())
     }
 
     /// Leaves the container to itself: from now on nothing is undone.
@@ -203,8 +213,37 @@ struct Spawning<'a> {
     lock: Option<RawFd>,
 }
 
+/// What the parent has to do for a new process before that may go on.
+#[derive(Clone, Copy)]
+struct Settling {
+    /// There is a process in the middle.
+    middle: bool,
+    /// There is a new user namespace, to be mapped.
+    map_ids: bool,
+    /// The process has to be put into its cgroup by pid.
+    attach: bool,
+    /// The container's process waits for `Go` when all this is done.
+    wait: bool,
+}
+
+impl Settling {
+    fn new(plan: &Plan, attach: bool) -> Self {
+        let middle = plan.namespaces.needs_middle();
+        let map_ids = plan.namespaces.makes(Kind::User);
+        // Nothing in the container may look for a network device before it is there.
+        let held = attach || !plan.namespaces.net_devices.is_empty();
+        let wait = held || (map_ids && !middle);
+        Self {
+            middle,
+            map_ids,
+            attach,
+            wait,
+        }
+    }
+}
+
 impl Spawning<'_> {
-    /// Clones, and does from outside what the new process can't: id maps, the systemd scope.
+    /// Clones, and does from outside what the new process can't: id maps, the systemd scope, network devices.
     fn spawn(
         &self,
         plan: &mut Plan,
@@ -217,79 +256,84 @@ impl Spawning<'_> {
         let sources = rootfs::open_sources(&mut plan.rootfs)?;
         let joins = enter::open(&plan.namespaces)?;
         let entry = cgroup.birth(&[])?;
-        let attach = entry.by_pid;
-        let makes_user = plan.namespaces.makes(Kind::User);
-        // Nothing in the container may look for a network device before it is there.
-        let held = attach || !plan.namespaces.net_devices.is_empty();
-        let wait = held || (makes_user && !plan.namespaces.needs_middle());
-        let opened = |kind: Kind| {
-            joins
-                .iter()
-                .find(|(other, _)| *other == kind)
-                .map(|(_, fd)| fd.as_raw_fd())
-        };
-
-        let mut birth = Birth {
-            inherit: sources.iter().map(AsRawFd::as_raw_fd).collect(),
-            ..Birth::default()
-        };
-        birth.inherit.extend(joins.iter().map(|(_, fd)| fd.as_raw_fd()));
-        birth
-            .inherit
-            .extend(self.console.iter().chain(&self.start).map(|fd| fd.as_raw_fd()));
-        birth.inherit.extend(3..3 + self.preserve as RawFd);
-        let mut middle = plan.namespaces.needs_middle().then(|| Middle {
-            join_user: opened(Kind::User),
-            join_pid: opened(Kind::Pid),
-            new_user: makes_user,
-            in_user_namespace: plan.namespaces.has(Kind::User),
-            time: plan
-                .namespaces
-                .makes(Kind::Time)
-                .then(|| plan.namespaces.time_offsets.clone()),
-            new: plan
-                .cloned_namespaces()
-                .into_iter()
-                .filter(|kind| *kind != Kind::User)
-                .collect(),
-            wait: held,
-            ..Middle::default()
-        });
-        if middle.is_none() {
-            birth.new = plan.cloned_namespaces();
-            birth.wait = wait;
-        }
+        let settling = Settling::new(plan, entry.by_pid);
+        let (mut birth, mut middle) = self.birth(plan, &joins, &sources, settling);
         let through = birth.enter(entry, middle.as_mut());
         let handover = self.handover(plan, record, middle, through.files.clone(), &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
-        let child = spawn::spawn(image, &birth, &init, &memfd)?;
+        let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));
 
-        let mut init = child;
         let mut early = Vec::new();
-        if makes_user {
-            if plan.namespaces.needs_middle() {
+        if settling.map_ids {
+            if settling.middle {
                 parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
             }
-            idmap::write(&plan.namespaces, init.pid, !host.rootless, host.euid, host.egid)?;
+            idmap::write(&plan.namespaces, child.pid, !host.rootless, host.euid, host.egid)?;
         }
-        if plan.namespaces.needs_middle() {
-            if makes_user {
+        if settling.middle {
+            if settling.map_ids {
                 channel.send(&Message::Go)?;
             }
-            (init, early) = parent::replace_middle(&channel, newborn)?;
+            (child, early) = parent::replace_middle(&channel, newborn)?;
         }
-        if attach {
-            cgroup.attach(init.pid)?;
+        if settling.attach {
+            cgroup.attach(child.pid)?;
         }
-        netdev::move_all(&plan.namespaces, &joins, init.pid)?;
-        if wait {
+        netdev::move_all(&plan.namespaces, &joins, child.pid)?;
+        if settling.wait {
             channel.send(&Message::Go)?;
         }
-        Ok((init, channel, early))
+        Ok((child, channel, early))
+    }
+
+    /// What the new process is cloned into and inherits, and what it does first if it only stands in the middle.
+    fn birth(
+        &self,
+        plan: &Plan,
+        joins: &[(Kind, OwnedFd)],
+        sources: &[OwnedFd],
+        settling: Settling,
+    ) -> (Birth, Option<Middle>) {
+        let namespaces = &plan.namespaces;
+        let number = |fd: &OwnedFd| fd.as_raw_fd();
+        let mut inherit: Vec<RawFd> = sources.iter().map(number).collect();
+        inherit.extend(joins.iter().map(|(_, fd)| number(fd)));
+        inherit.extend(self.console.into_iter().chain(self.start).map(number));
+        inherit.extend(3..3 + self.preserve as RawFd);
+        let new = plan.cloned_namespaces();
+        if !settling.middle {
+            return (
+                Birth {
+                    inherit,
+                    new,
+                    wait: settling.wait,
+                    ..Birth::default()
+                },
+                None,
+            );
+        }
+        let opened = |kind: Kind| joins.iter().find(|(other, _)| *other == kind).map(|(_, fd)| number(fd));
+        let middle = Middle {
+            join_user: opened(Kind::User),
+            join_pid: opened(Kind::Pid),
+            new_user: settling.map_ids,
+            in_user_namespace: namespaces.has(Kind::User),
+            time: namespaces.makes(Kind::Time).then(|| namespaces.time_offsets.clone()),
+            new: new.into_iter().filter(|kind| *kind != Kind::User).collect(),
+            wait: settling.wait,
+            ..Middle::default()
+        };
+        (
+            Birth {
+                inherit,
+                ..Birth::default()
+            },
+            Some(middle),
+        )
     }
 
     fn handover(
