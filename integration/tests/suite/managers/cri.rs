@@ -268,10 +268,9 @@ fn cri_runs_a_linux_pod(ctx: &Ctx) {
         cri.exec(&id, &["sh", "-c", "cat /proc/1/comm; exit 4"]),
         (4, "sh\n".to_owned())
     );
-    eventually("the log", || {
-        cri.log("main").contains(" stdout F hello yes\n").then_some(())
-    });
-    assert!(cri.log("main").contains(" stderr F aside\n"));
+    for line in [" stdout F hello yes\n", " stderr F aside\n"] {
+        eventually(line, || cri.log("main").contains(line).then_some(()));
+    }
     let stats = cri.call("ContainerStats", json!({"container_id": id}))["stats"].take();
     for pointer in ["/cpu/usage_core_nano_seconds/value", "/memory/working_set_bytes/value"] {
         let value = stats.pointer(pointer).and_then(Value::as_str).unwrap_or("0");
