@@ -58,6 +58,9 @@ int main(int argc, char **argv)
 		__builtin_trap();
 	printf("wasm %s\n", argv[argc - 1]);
 	fprintf(stderr, "wasm to stderr\n");
+	fflush(stdout);
+	/* ctr 1.6 may lose what is said last, with every runtime. */
+	usleep(200000);
 	return argc;
 }
 "#;
