@@ -17,6 +17,8 @@ pub fn compile(dir: &Path, name: &str, source: &str, flags: &[&str]) -> PathBuf 
         .arg(&module)
         .arg(&file)
         .args(flags)
+        // Not every view has a /tmp that can be written.
+        .env("TMPDIR", dir)
         .status();
     let status =
         status.unwrap_or_else(|e| panic!("clang: {e}: apt-get install clang lld wasi-libc libclang-rt-dev-wasm32"));

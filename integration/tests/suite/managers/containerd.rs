@@ -44,7 +44,10 @@ fn containerd<'a>(ctx: &'a Ctx, image: &Path) -> Containerd<'a> {
 
 /// A containerd with this configuration, to which the test's directories are added.
 pub fn start<'a>(ctx: &'a Ctx, config: &str, env: &[(&str, &str)]) -> Containerd<'a> {
-    ctx.tmpfs(Path::new("/run"), "mode=755");
+    // A systemd of the view lives in /run.
+    if !ctx.view.has_systemd() {
+        ctx.tmpfs(Path::new("/run"), "mode=755");
+    }
     let dir = ctx.mkdir("containerd");
     let socket = dir.join("c.sock");
     let places = format!(
@@ -64,6 +67,8 @@ pub fn start<'a>(ctx: &'a Ctx, config: &str, env: &[(&str, &str)]) -> Containerd
         .arg("--config")
         .arg(dir.join("config.toml"))
         .envs(env.iter().copied())
+        // The shim's, which writes there what is to be executed; not every view has a /tmp that can be written.
+        .env("TMPDIR", &dir)
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -6,15 +6,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use proa_integration::ctx::eventually;
-use proa_integration::{Ctx, host, image, tests};
+use proa_integration::{Ctx, View, host, image, tests};
 use serde_json::{Value, json};
 
 use super::containerd::{self, Containerd};
 use super::{IMAGE, NO_HYBRID, V1, busybox, busybox_with_guest, documented};
 
+/// With both cgroup drivers.
+const DRIVERS: &[View] = &[View::Hybrid, View::Systemd];
+
 tests! {
-    cri_runs_a_linux_pod .views(V1).seconds(120).not_for(NO_HYBRID);
-    cri_runs_wasm_beside_a_linux_sidecar .views(V1).seconds(120).only_proa();
+    cri_runs_a_linux_pod .views(DRIVERS).seconds(120).not_for(NO_HYBRID);
+    cri_runs_wasm_beside_a_linux_sidecar .views(DRIVERS).seconds(120).only_proa();
     cri_gives_a_pod_its_own_network .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_shares_a_pods_pid_namespace .views(V1).seconds(120).only_proa();
     cri_shows_why_a_container_did_not_start .views(V1).seconds(120).only_proa();
@@ -31,7 +34,10 @@ struct Cri<'a> {
 }
 
 fn cri<'a>(ctx: &'a Ctx, image: &Path) -> Cri<'a> {
-    let config = documented(ctx, "containerd: the CRI plugin", "toml");
+    let mut config = documented(ctx, "containerd: the CRI plugin", "toml");
+    if ctx.view.has_systemd() {
+        config = config.replace("BinaryName", "SystemdCgroup = true\n    BinaryName");
+    }
     // The sandbox image of this test; and no score below the daemon's own, which needs a capability that not every host's
     // root has.
     let more = format!(
@@ -131,13 +137,18 @@ impl Cri<'_> {
 
     fn pod_with(&mut self, annotations: Value, namespaces: Namespaces) -> Pod {
         let logs = self.ctx.mkdir("logs");
+        let parent = if self.ctx.view.has_systemd() {
+            "kubepods.slice".to_owned()
+        } else {
+            self.ctx.cgroup_parent()
+        };
         // As a kubelet does: on the node's network the name is the node's.
         let hostname = if namespaces.network == "NODE" { "" } else { "pod" };
         let config = json!({
             "metadata": {"name": "pod", "uid": "uid", "namespace": "default"},
             "hostname": hostname, "log_directory": logs, "annotations": annotations,
             "linux": {
-                "cgroup_parent": self.ctx.cgroup_parent(),
+                "cgroup_parent": parent,
                 "security_context": {
                     "namespace_options": namespaces.json(),
                     "seccomp": {"profile_type": "RuntimeDefault"}
@@ -266,16 +277,14 @@ fn cri_runs_a_linux_pod(ctx: &Ctx) {
         let value = stats.pointer(pointer).and_then(Value::as_str).unwrap_or("0");
         assert!(value.parse::<u64>().unwrap() > 0, "{pointer} in {stats}");
     }
-    let limit = ctx
-        .cgroup_dir("memory", &format!("{}/{id}", ctx.cgroup_parent()))
-        .join("memory.limit_in_bytes");
-    assert_eq!(fs::read_to_string(&limit).unwrap().trim(), (128 << 20).to_string());
+    let limit = ["cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    assert_eq!(cri.exec(&id, &limit), (0, format!("{}\n", 128 << 20)));
     let resources = json!({"memory_limit_in_bytes": 64 << 20});
     cri.call(
         "UpdateContainerResources",
         json!({"container_id": id, "linux": resources}),
     );
-    assert_eq!(fs::read_to_string(&limit).unwrap().trim(), (64 << 20).to_string());
+    assert_eq!(cri.exec(&id, &limit), (0, format!("{}\n", 64 << 20)));
     assert_eq!(cri.stop(&id, 10), 3);
     assert!(cri.log("main").contains(" stdout F bye\n"));
     cri.call("RemoveContainer", json!({"container_id": id}));

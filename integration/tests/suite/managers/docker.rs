@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use proa_integration::ctx::eventually;
-use proa_integration::{Ctx, host, tests};
+use proa_integration::{Ctx, View, host, tests};
 
 use super::{IMAGE, NO_HYBRID, Said, V1, busybox, busybox_with_guest, complaints, documented, say};
 
 tests! {
     docker_runs_execs_updates_and_stops .views(V1).seconds(120).not_for(NO_HYBRID);
-    docker_runs_wasm .views(V1).seconds(120).only_proa();
+    docker_runs_wasm .views(&[View::Hybrid, View::V2]).seconds(120).only_proa();
 }
 
 struct Docker<'a> {

@@ -15,7 +15,7 @@ use proa_integration::bundle::make_rootfs;
 use proa_integration::{Ctx, Kind, Test, View, image, wasm};
 use serde_json::json;
 
-/// The managers of these versions want controllers, which the v2 view has not.
+/// containerd and podman always ask for limits, which need controllers that the v2 view has not.
 const V1: &[View] = &[View::Hybrid];
 const NO_HYBRID: &[(Kind, &str)] = &[(Kind::Crun, "refuses a hybrid layout")];
 const IMAGE: &str = "example.test/busybox:latest";

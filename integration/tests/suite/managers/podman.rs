@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{GUEST, IMAGE, NO_HYBRID, Said, V1, WASM, busybox, busybox_with_guest, documented, say};
 
-/// With both of its cgroup managers; it wants a limit on processes, for which the machine's cgroup2 has no controller.
+/// With both of its cgroup managers.
 const PODMAN: &[View] = &[View::Hybrid, View::Systemd];
 
 tests! {
@@ -20,10 +20,10 @@ tests! {
     podman_runs_a_container_on_a_terminal .views(V1).seconds(120).not_for(NO_HYBRID);
     podman_confines_and_limits .views(V1).seconds(120).not_for(NO_HYBRID);
     podman_execs_stops_and_removes .views(PODMAN).seconds(120).not_for(NO_HYBRID);
-    podman_shows_logs_status_and_health .views(V1).seconds(120).not_for(NO_HYBRID);
+    podman_shows_logs_status_and_health .views(PODMAN).seconds(120).not_for(NO_HYBRID);
     podman_shows_why_a_container_did_not_start .views(V1).seconds(120).not_for(NO_HYBRID);
     podman_runs_wasm .views(V1).seconds(120).only_proa();
-    podman_execs_and_stops_wasm .views(V1).seconds(120).only_proa();
+    podman_execs_and_stops_wasm .views(PODMAN).seconds(120).only_proa();
     podman_runs_an_image_for_wasi .views(V1).seconds(120).only_proa();
     podman_shows_why_wasm_did_not_start .views(V1).seconds(120).only_proa();
 }
@@ -32,7 +32,17 @@ struct Podman<'a> {
     ctx: &'a Ctx,
 }
 
+/// Where podman's containers and their monitors go.
+fn cgroup_parent(ctx: &Ctx) -> String {
+    if ctx.view.has_systemd() {
+        "machine-podman.slice".to_owned()
+    } else {
+        ctx.cgroup_parent()
+    }
+}
+
 fn podman<'a>(ctx: &'a Ctx, image: &Path) -> Podman<'a> {
+    // A systemd of the view lives in /run.
     if !ctx.view.has_systemd() {
         ctx.tmpfs(Path::new("/run"), "mode=755");
     }
@@ -120,11 +130,7 @@ impl Podman<'_> {
     }
 
     fn run(&self, flags: &[&str], program: &[&str]) -> Said {
-        let parent = match self.ctx.view.has_systemd() {
-            true => "machine-podman.slice".to_owned(),
-            false => self.ctx.cgroup_parent(),
-        };
-        self.call(&Self::run_args(&parent, flags, IMAGE, program))
+        self.call(&Self::run_args(&cgroup_parent(self.ctx), flags, IMAGE, program))
     }
 
     /// The status and the exit status, as `inspect` has them.
@@ -233,7 +239,7 @@ fn podman_shows_logs_status_and_health(ctx: &Ctx) {
 
 fn podman_runs_a_container_on_a_terminal(ctx: &Ctx) {
     let podman = podman(ctx, &busybox(ctx));
-    let parent = ctx.cgroup_parent();
+    let parent = cgroup_parent(ctx);
     let args = Podman::run_args(&parent, &["--rm", "--interactive", "--tty", "--init"], IMAGE, &["sh"]);
     let (mut terminal, slave) = Terminal::open();
     let mut command = podman.command("proa", &args);
@@ -320,7 +326,7 @@ fn podman_runs_wasm(ctx: &Ctx) {
         .run(&[&["--rm"], WASM].concat(), &["/guest.wasm", "one", "two"])
         .code(3);
     assert!(text.contains("wasm two"), "{text}");
-    let parent = ctx.cgroup_parent();
+    let parent = cgroup_parent(ctx);
     // No annotation but the other name.
     let args = Podman::run_args(&parent, &["--rm"], IMAGE, &["/guest.wasm", "by name"]);
     let text = say(&mut podman.command("proa-wasm", &args), ctx).code(2);
@@ -392,7 +398,7 @@ fn podman_runs_an_image_for_wasi(ctx: &Ctx) {
     podman
         .call(&["pull", "--platform", platform, "--signature-policy", policy, &archive])
         .ok();
-    let parent = ctx.cgroup_parent();
+    let parent = cgroup_parent(ctx);
     let flags = ["--rm", "--platform", platform, "--pull", "never"];
     let args = Podman::run_args(&parent, &flags, name, &["from an image"]);
     // By the name, and by the annotation of the image, which podman hands on.
@@ -412,7 +418,7 @@ fn podman_shows_why_wasm_did_not_start(ctx: &Ctx) {
     // The monitor hands no environment on, so what can be missing is the init.
     let alone = ctx.mkdir("alone").join("proa");
     fs::copy(&ctx.subject.path, &alone).unwrap();
-    let parent = ctx.cgroup_parent();
+    let parent = cgroup_parent(ctx);
     let args = Podman::run_args(&parent, &flags, IMAGE, &["/guest.wasm"]);
     let said = say(&mut podman.command(alone.to_str().unwrap(), &args), ctx);
     said.refused(&[
