@@ -19,13 +19,23 @@ const HULL: &str = "proa-wasmedge";
 /// The dynamic loader of a private prefix, by a name that is the same on every architecture.
 const LOADER: &str = "ld.so";
 
+/// An argument of an init image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// As it stands.
+    Text(OsString),
+    /// To be opened by the caller and given as `/proc/self/fd/N`: the init image may be started as a user who can't get
+    /// there by the path (root of a user namespace, and a checkout in the home directory of the host's root).
+    Opened(PathBuf),
+}
+
 /// How to start an init image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// The file to execute.
     pub program: PathBuf,
     /// argv, up to init's own arguments.
-    pub args: Vec<OsString>,
+    pub args: Vec<Argument>,
     /// `NAME=value` for the hull itself; nothing of the caller's environment (`LD_PRELOAD`) gets there.
     pub env: Vec<OsString>,
 }
@@ -70,36 +80,33 @@ fn locate(exe: &Path, engine_dir: Option<&Path>, exists: impl Fn(&Path) -> bool)
         Some(dir) => vec![dir.to_owned()],
         None => vec![above.join("lib/proa/engine"), above.join("engine/current")],
     };
-    let env = engine_dir.map(|dir| {
+    let text = |text: &str| Argument::Text(text.into());
+    if let Some(prefix) = prefixes.iter().find(|prefix| exists(&prefix.join(LOADER))) {
+        let loader = prefix.join(LOADER);
+        return Ok(Image {
+            args: vec![
+                Argument::Text(loader.clone().into()),
+                text("--library-path"),
+                Argument::Opened(prefix.clone()),
+                text("--argv0"),
+                text(HULL),
+                Argument::Opened(hull.clone()),
+                text("init"),
+            ],
+            program: loader,
+            env: Vec::new(),
+        });
+    }
+    let named = |dir: &Path| {
         [ENGINE_DIR.as_ref(), "=".as_ref(), dir.as_os_str()]
             .iter()
             .copied()
             .collect()
-    });
-    let env = Vec::from_iter(env);
-    Ok(match prefixes.iter().find(|prefix| exists(&prefix.join(LOADER))) {
-        Some(prefix) => {
-            let loader = prefix.join(LOADER);
-            let args: [OsString; 7] = [
-                (&loader).into(),
-                "--library-path".into(),
-                prefix.into(),
-                "--argv0".into(),
-                HULL.into(),
-                hull.into(),
-                "init".into(),
-            ];
-            Image {
-                program: loader,
-                args: args.into(),
-                env,
-            }
-        }
-        None => Image {
-            program: hull.clone(),
-            args: vec![HULL.into(), "init".into()],
-            env,
-        },
+    };
+    Ok(Image {
+        program: hull.clone(),
+        args: vec![text(HULL), text("init")],
+        env: engine_dir.map(named).into_iter().collect(),
     })
 }
 
@@ -123,7 +130,7 @@ mod tests {
     #[test]
     fn the_hull_is_beside_proa_or_in_its_folders() {
         let image = locate_with(None, &["/usr/bin/proa-wasmedge", "/usr/lib/proa/proa-wasmedge"]).unwrap();
-        let args = vec![HULL.into(), "init".into()];
+        let args = vec![Argument::Text(HULL.into()), Argument::Text("init".into())];
         assert_eq!(
             image,
             Image {
@@ -140,17 +147,17 @@ mod tests {
     fn a_prefix_with_a_loader_starts_the_hull() {
         let image = locate_with(None, &["/usr/bin/proa-wasmedge", "/usr/lib/proa/engine/ld.so"]).unwrap();
         assert_eq!(image.program, Path::new("/usr/lib/proa/engine/ld.so"));
-        let prefix = "/usr/lib/proa/engine";
+        let text = |text: &str| Argument::Text(text.into());
         let args = [
-            "/usr/lib/proa/engine/ld.so",
-            "--library-path",
-            prefix,
-            "--argv0",
-            HULL,
-            "/usr/bin/proa-wasmedge",
-            "init",
+            text("/usr/lib/proa/engine/ld.so"),
+            text("--library-path"),
+            Argument::Opened("/usr/lib/proa/engine".into()),
+            text("--argv0"),
+            text(HULL),
+            Argument::Opened("/usr/bin/proa-wasmedge".into()),
+            text("init"),
         ];
-        assert_eq!(image.args, args.map(OsString::from));
+        assert_eq!(image.args, args);
     }
 
     #[test]

@@ -259,7 +259,7 @@ impl Spawning<'_> {
         let settling = Settling::new(plan, entry.by_pid);
         let (mut birth, mut middle) = self.birth(plan, &joins, &sources, settling);
         let through = birth.enter(entry, middle.as_mut());
-        let handover = self.handover(plan, record, middle, through.files.clone(), &joins);
+        let handover = self.handover(plan, record, image, middle, through.files.clone(), &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
@@ -340,12 +340,14 @@ impl Spawning<'_> {
         &self,
         plan: &mut Plan,
         record: &Record,
+        image: &Image,
         middle: Option<Middle>,
         enter_cgroup: Vec<RawFd>,
         joins: &[(Kind, OwnedFd)],
     ) -> Handover {
         let namespaces = &plan.namespaces;
         Handover {
+            image: image.numbers().collect(),
             middle,
             join: joins
                 .iter()

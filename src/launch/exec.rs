@@ -110,6 +110,7 @@ impl Request<'_> {
         birth.wait = attach && !needs_middle;
         let through = birth.enter(entry, middle.as_mut());
         let handover = Handover {
+            image: image.numbers().collect(),
             middle,
             join: Vec::new(),
             join_process: Some(JoinProcess {

@@ -15,6 +15,8 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 /// Everything init needs to know.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handover {
+    /// What the init image was loaded from, to be closed once the engine is loaded: these lead to the host.
+    pub image: Vec<RawFd>,
     /// Set if this process can't be the container's init yet (see [`crate::namespace::Plan::needs_middle`]).
     pub middle: Option<Middle>,
     /// The namespaces to join one by one.

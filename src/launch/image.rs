@@ -9,11 +9,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use proa_executor::Hull;
-use proa_executor::locate;
+use proa_executor::locate::{self, Argument};
 use rustix::mount::OpenTreeFlags;
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -24,8 +24,17 @@ pub struct Image {
     pub program: OwnedFd,
     /// The arguments before init's own.
     pub argv: Vec<CString>,
+    /// What the arguments name as `/proc/self/fd/N`: open, and inherited by the image.
+    pub opened: Vec<OwnedFd>,
     /// The environment of init itself; the container's comes with the plan.
     pub env: Vec<CString>,
+}
+
+impl Image {
+    /// The numbers of what is open for the image.
+    pub fn numbers(&self) -> impl Iterator<Item = RawFd> {
+        self.opened.iter().map(AsRawFd::as_raw_fd)
+    }
 }
 
 /// Why the executable can't be had.
@@ -55,22 +64,47 @@ pub fn open(hull: Hull) -> Result<Image, Error> {
         Hull::Native => Ok(Image {
             program: protect(Path::new("/proc/self/exe"))?,
             argv: vec![c"proa".into(), c"init".into()],
+            opened: Vec::new(),
             env: Vec::new(),
         }),
         Hull::Wasm => {
             let found = locate::wasm_hull()?;
-            let strings = |all: Vec<OsString>| {
-                all.into_iter()
-                    .map(|one| CString::new(one.as_bytes()).map_err(|_| Error::Null(one)))
-                    .collect::<Result<Vec<_>, _>>()
-            };
+            let program = protect(&found.program)?;
+            let mut opened = Vec::new();
+            let mut argv = Vec::new();
+            for argument in found.args {
+                argv.push(match argument {
+                    Argument::Text(text) => c_string(text)?,
+                    Argument::Opened(path) => {
+                        let file = open_path(&path)?;
+                        let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+                        opened.push(file);
+                        c_string(name.into())?
+                    }
+                });
+            }
+            let env = found.env.into_iter().map(c_string).collect::<Result<_, _>>()?;
             Ok(Image {
-                program: protect(&found.program)?,
-                argv: strings(found.args)?,
-                env: strings(found.env)?,
+                program,
+                argv,
+                opened,
+                env,
             })
         }
     }
+}
+
+fn c_string(text: OsString) -> Result<CString, Error> {
+    CString::new(text.as_bytes()).map_err(|_| Error::Null(text))
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd, Error> {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| Error::Open {
+        call: "open",
+        path: path.into(),
+        source: errno.into(),
+    })
 }
 
 /// Opens `path` for execution only.

@@ -158,6 +158,7 @@ fn become_init(
         .inherit
         .iter()
         .copied()
+        .chain(image.numbers())
         .chain([init.as_raw_fd(), plan.as_raw_fd()])
     {
         proa_sys::fd::set_close_on_exec(fd, false).map_err(Error::Exec)?;

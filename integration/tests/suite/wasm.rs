@@ -41,6 +41,7 @@ tests! {
     a_terminal_reaches_the_guest .once().only_proa();
     the_program_is_found_through_path_and_cwd .once().only_proa();
     user_namespaces_work .once().only_proa();
+    an_installation_only_root_can_reach_serves_user_namespaces .once().only_proa();
     quickjs_runs_a_script_from_a_volume .once().only_proa().seconds(120);
     python_runs_a_script_from_a_volume .once().only_proa().seconds(120);
     a_missing_engine_is_said_with_where_and_how_to_get_it .once().only_proa();
@@ -504,6 +505,32 @@ fn user_namespaces_work(ctx: &Ctx) {
     let bundle = module(ctx, HELLO);
     bundle.userns(200_000);
     assert!(ctx.run(&bundle).ok().stdout.starts_with("args 0:"));
+}
+
+/// As a checkout in root's home directory is: the container's root is somebody else, who can't get there.
+fn an_installation_only_root_can_reach_serves_user_namespaces(ctx: &Ctx) {
+    let locked = ctx.mkdir("locked");
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o700)).unwrap();
+    let programs = ctx.subject.path.parent().unwrap();
+    let engine = match std::env::var_os("PROA_ENGINE_DIR") {
+        Some(dir) => Path::new(&dir).to_owned(),
+        None => programs.parent().unwrap().join("engine/current"),
+    };
+    for (name, source) in [("bin", programs), ("engine", &*engine)] {
+        // A system's own engine is where everybody can read it.
+        if source.exists() {
+            fs::create_dir(locked.join(name)).unwrap();
+            ctx.host_mount(&["--bind", source.to_str().unwrap()], &locked.join(name));
+        }
+    }
+    let bundle = module(ctx, HELLO);
+    bundle.userns(100_000).args(&["/module.wasm", "7"]);
+    let mut call = ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &ctx.id()]);
+    call = call.program(&locked.join("bin").join(ctx.subject.path.file_name().unwrap()));
+    if locked.join("engine").exists() {
+        call = call.env("PROA_ENGINE_DIR", locked.join("engine").to_str().unwrap());
+    }
+    call.output().code(7);
 }
 
 /// A bundle that runs a real program of `target/wasm` (integration/fixtures/wasm/fetch) on a script in a read-only volume.

@@ -18,7 +18,7 @@ use proa_executor::Handler;
 use report::Report;
 use std::convert::Infallible;
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 /// Why the container can't be set up from inside.
@@ -207,13 +207,20 @@ fn enter_sandbox(
     if handover.parent_hooks {
         report.mounted()?;
     }
-    handler.prepare(&handover.process.guest, mounted.root())?;
+    prepare(handover, handler, mounted.root())?;
     run_hooks("createContainer", &handover.create_container, handover, "creating")?;
     if let Some(socket) = console {
         terminal::attach(mounted.console()?, &socket, handover.process.console_size)?;
     }
     mounted.pivot()?.finish()?;
     Ok(())
+}
+
+/// Opens what the handler needs while the host's files are in sight. Then what the init image was loaded from is closed: it
+/// leads to the host, and an `exec`'s process is soon seen by the container's.
+fn prepare(handover: &Handover, handler: &mut dyn Handler, rootfs: BorrowedFd<'_>) -> Result<(), Error> {
+    handler.prepare(&handover.process.guest, rootfs)?;
+    handover.image.iter().try_for_each(|fd| inherit(*fd).map(drop))
 }
 
 /// `exec`: what is needed of the host (the module, the engine, the container's namespaces in procfs) is opened while it is
@@ -223,7 +230,7 @@ fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handl
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
     let root = rustix::fs::open(&root, flags, rustix::fs::Mode::empty())
         .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
-    handler.prepare(&handover.process.guest, root.as_fd())?;
+    prepare(handover, handler, root.as_fd())?;
     let cgroup = match join.cgroup {
         true => Some(enter::open_of(join.pid, Kind::Cgroup)?),
         false => None,
