@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,7 +37,7 @@ impl Ctx {
         let dir = stage::directory(&tag);
         let root = dir.join("root");
         fs::create_dir(&root).map_err(|e| format!("{}: {e}", root.display()))?;
-        Ok(Ctx {
+        let mut ctx = Ctx {
             root,
             dir,
             view,
@@ -46,7 +47,31 @@ impl Ctx {
             count: Cell::new(0),
             mounts_before: host::mounts(),
             mounts_own: RefCell::new(Vec::new()),
-        })
+        };
+        ctx.make_reachable();
+        Ok(ctx)
+    }
+
+    /// Gives runtime and probe a place that every user can get to, if they are below root's home directory, say: the tests
+    /// also run them as somebody else.
+    fn make_reachable(&mut self) {
+        let searchable = |dir: &Path| fs::metadata(dir).is_ok_and(|it| it.permissions().mode() & 0o001 != 0);
+        let reachable = |path: &Path| path.ancestors().skip(1).all(searchable);
+        let installation = self.subject.path.parent().and_then(Path::parent).map(Path::to_owned);
+        if let Some(installation) = installation.filter(|_| !reachable(&self.subject.path)) {
+            // Whole: the engine lies beside the programs' directory.
+            let here = self.mkdir("installation");
+            self.host_mount(&["--bind", installation.to_str().expect("UTF-8")], &here);
+            let inside = self.subject.path.strip_prefix(&installation).expect("its own ancestor");
+            self.subject.path = here.join(inside);
+        }
+        if !reachable(&self.probe) {
+            let copy = self.dir.join("probe");
+            fs::copy(&self.probe, &copy).expect("copy the probe");
+            self.probe = copy;
+        }
+        // The tests' own directory is where they are run from.
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o755)).expect("chmod the test's directory");
     }
 
     fn next(&self) -> u32 {
