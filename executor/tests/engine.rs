@@ -41,7 +41,7 @@ impl Root {
             )
         });
         let root = std::env::temp_dir().join(format!("proa-engine-{name}-{}", std::process::id()));
-        fs::create_dir_all(root.join("work")).unwrap();
+        fs::create_dir_all(root.join("data")).unwrap();
         for entry in fs::read_dir(top().join("target/wasm")).unwrap() {
             let path = entry.unwrap().path();
             if path.is_file() && path.metadata().unwrap().len() < 1 << 20 {
@@ -162,32 +162,32 @@ fn a_trap_is_134_and_named() {
 fn the_guest_gets_arguments_environment_and_files() {
     let root = Root::new("wasi");
     for engine in engines() {
-        let (status, stdout, _) = root.run(&engine, "/work", 0, &["../inspect.wasm", "a b", ""]);
+        let (status, stdout, _) = root.run(&engine, "/data", 0, &["../inspect.wasm", "a b", ""]);
         assert_eq!(status, 0);
         let lines: Vec<&str> = stdout.lines().collect();
         assert_eq!(lines[..3], ["arg 0 ../inspect.wasm", "arg 1 a b", "arg 2 "]);
         assert!(
-            lines.contains(&"env GREETING=hello there") && lines.contains(&"env PWD=/work"),
+            lines.contains(&"env GREETING=hello there") && lines.contains(&"env PWD=/data"),
             "{stdout}"
         );
         let (_, stdout, _) = root.run(&engine, "/", 0, &["/inspect.wasm"]);
         assert!(!stdout.contains("PWD="), "{stdout}");
 
-        let write = ["/files.wasm", "write", "/work/new", "some text"];
+        let write = ["/files.wasm", "write", "/data/new", "some text"];
         assert_eq!(root.run(&engine, "/", 0, &write), (0, String::new(), String::new()));
-        assert_eq!(fs::read_to_string(root.0.join("work/new")).unwrap(), "some text");
+        assert_eq!(fs::read_to_string(root.0.join("data/new")).unwrap(), "some text");
         assert_eq!(
-            root.run(&engine, "/work", 0, &["/files.wasm", "read", "/work/new"]).1,
+            root.run(&engine, "/data", 0, &["/files.wasm", "read", "/data/new"]).1,
             "some text"
         );
         assert!(
             root.run(&engine, "/", 0, &["/files.wasm", "list", "/"])
                 .1
                 .lines()
-                .any(|name| name == "work")
+                .any(|name| name == "data")
         );
-        assert_eq!(root.run(&engine, "/", 0, &["/files.wasm", "remove", "/work/new"]).0, 0);
-        assert!(!root.0.join("work/new").exists());
+        assert_eq!(root.run(&engine, "/", 0, &["/files.wasm", "remove", "/data/new"]).0, 0);
+        assert!(!root.0.join("data/new").exists());
     }
 }
 
@@ -304,7 +304,7 @@ fn what_cannot_run_is_refused_by_name() {
             r#"exec: "/missing.wasm": stat /missing.wasm: no such file or directory"#,
         ),
         ("missing", r#"exec: "missing": executable file not found in $PATH"#),
-        ("/work", r#"exec: "/work": is a directory"#),
+        ("/data", r#"exec: "/data": is a directory"#),
     ];
     for engine in engines() {
         for (path, why) in refusals {

@@ -178,15 +178,15 @@ mod tests {
             let base = std::env::temp_dir().join(format!("proa-open-{name}-{}", std::process::id()));
             let root = base.join("root");
             fs::create_dir_all(root.join("usr/bin")).unwrap();
-            fs::create_dir_all(root.join("work")).unwrap();
+            fs::create_dir_all(root.join("data")).unwrap();
             fs::write(base.join("secret"), "secret").unwrap();
             fs::write(root.join("app.wasm"), "app").unwrap();
             fs::write(root.join("secret"), "inside").unwrap();
             fs::write(root.join("usr/bin/tool"), "tool").unwrap();
-            fs::write(root.join("work/own"), "own").unwrap();
-            symlink("/app.wasm", root.join("work/absolute")).unwrap();
-            symlink("../app.wasm", root.join("work/relative")).unwrap();
-            symlink("../../../secret", root.join("work/out")).unwrap();
+            fs::write(root.join("data/own"), "own").unwrap();
+            symlink("/app.wasm", root.join("data/absolute")).unwrap();
+            symlink("../app.wasm", root.join("data/relative")).unwrap();
+            symlink("../../../secret", root.join("data/out")).unwrap();
             symlink("loop", root.join("loop")).unwrap();
             symlink("usr/bin", root.join("bin")).unwrap();
             nix::unistd::mkfifo(&root.join("fifo"), Mode::S_IRWXU).unwrap();
@@ -216,11 +216,11 @@ mod tests {
         let found = [
             ("/app.wasm", "/", "app"),
             ("./app.wasm", "/", "app"),
-            ("./own", "/work", "own"),
+            ("./own", "/data", "own"),
             ("/../../app.wasm", "/", "app"),
-            ("/work/absolute", "/", "app"),
-            ("./relative", "/work", "app"),
-            ("/work/../work/relative", "/", "app"),
+            ("/data/absolute", "/", "app"),
+            ("./relative", "/data", "app"),
+            ("/data/../data/relative", "/", "app"),
             ("/bin/tool", "/", "tool"),
         ];
         for resolver in BOTH {
@@ -239,7 +239,7 @@ mod tests {
         let root = Root::new("out");
         for resolver in BOTH {
             assert_eq!(
-                root.find("/work/out", "/", "", resolver),
+                root.find("/data/out", "/", "", resolver),
                 Ok(Some("inside".to_owned())),
                 "{resolver:?}"
             );
@@ -254,7 +254,7 @@ mod tests {
                 root.find("tool", "/", "/nowhere:/bin", resolver),
                 Ok(Some("tool".to_owned()))
             );
-            assert_eq!(root.find("own", "/work", "/bin", resolver), Ok(Some("own".to_owned())));
+            assert_eq!(root.find("own", "/data", "/bin", resolver), Ok(Some("own".to_owned())));
             assert_eq!(root.find("own", "/", "/bin", resolver), Ok(None));
             assert_eq!(root.find("", "/", "/bin", resolver), Ok(None));
         }
@@ -265,8 +265,8 @@ mod tests {
         let root = Root::new("kinds");
         for resolver in BOTH {
             assert_eq!(root.find("/missing", "/", "", resolver), Ok(None));
-            assert_eq!(root.find("/work", "/", "", resolver), Err(Errno::EISDIR));
-            assert_eq!(root.find("/work/..", "/", "", resolver), Err(Errno::EISDIR));
+            assert_eq!(root.find("/data", "/", "", resolver), Err(Errno::EISDIR));
+            assert_eq!(root.find("/data/..", "/", "", resolver), Err(Errno::EISDIR));
             assert_eq!(root.find("/loop", "/", "", resolver), Err(Errno::ELOOP));
             assert_eq!(root.find("/app.wasm/x", "/", "", resolver), Err(Errno::ENOTDIR));
             assert_eq!(root.find("/fifo", "/", "", resolver), Err(Errno::EACCES));
