@@ -404,7 +404,14 @@ impl Call {
 
     /// Starts the call and leaves it running.
     pub fn spawn(self) -> Running {
-        let child = self.command().spawn().expect("the runtime starts");
+        // A container that tries to open the runtime for writing is refused by the read-only mount, yet counts as a writer
+        // for an instant in which the file can't be executed (docs/decisions/0004): with ETXTBSY it is tried again.
+        let child = loop {
+            match self.command().spawn() {
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                other => break other.expect("the runtime starts"),
+            }
+        };
         Running { child, call: self }
     }
 

@@ -165,13 +165,11 @@ fn rootless_exec_without_pidfds(ctx: &Ctx) {
     let world = world(ctx);
     world.bundle.args(&["sleep", "1000"]);
     let id = ctx.id();
-    let probe = ctx.dir.join("probe");
-    fs::copy(&ctx.probe, &probe).unwrap();
     let bundle = world.bundle.dir.to_str().unwrap();
     world.call(&["run", "--detach", "--bundle", bundle, &id]).output().ok();
     for names in ["pidfd_open", "setns-many"] {
         let exec = world.call(&["exec", &id, "id", "-u"]);
-        let out = exec.under(&[probe.to_str().unwrap(), "mask", names]).output();
+        let out = exec.under(&[ctx.probe.to_str().unwrap(), "mask", names]).output();
         assert_eq!(out.ok().text(), "0", "{names}");
     }
     world.call(&["delete", "--force", &id]).output().ok();
