@@ -8,10 +8,10 @@ use std::path::PathBuf;
 #[derive(clap::Args, Debug)]
 pub struct CreateArgs {
     #[command(flatten)]
-    common: liboci_cli::Create,
+    pub(super) common: liboci_cli::Create,
     /// Path to an AF_UNIX socket which will receive a file descriptor referencing the init process
     #[arg(long)]
-    pidfd_socket: Option<PathBuf>,
+    pub(super) pidfd_socket: Option<PathBuf>,
 }
 
 pub(super) fn run(globals: &Globals, args: CreateArgs) -> Result<u8, Error> {
@@ -21,7 +21,7 @@ pub(super) fn run(globals: &Globals, args: CreateArgs) -> Result<u8, Error> {
 }
 
 impl CreateArgs {
-    fn resolve(&self, globals: &Globals) -> Result<CreateOptions, Error> {
+    pub(super) fn resolve(&self, globals: &Globals) -> Result<CreateOptions, Error> {
         let args = &self.common;
         Ok(CreateOptions {
             id: args.container_id.clone(),
@@ -39,7 +39,7 @@ impl CreateArgs {
 }
 
 /// The bundle's real path, as `state` prints it. An empty `--bundle` is the current directory.
-pub(super) fn bundle(path: &std::path::Path) -> Result<PathBuf, Error> {
+fn bundle(path: &std::path::Path) -> Result<PathBuf, Error> {
     let path = if path.as_os_str().is_empty() {
         std::path::Path::new(".")
     } else {

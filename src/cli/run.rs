@@ -1,8 +1,8 @@
 //! `proa run`.
 
-use super::create::bundle;
-use super::{Error, Globals, absolute_option, preserve_fds};
-use crate::launch::{self, CreateOptions, RunOptions};
+use super::create::CreateArgs;
+use super::{Error, Globals};
+use crate::launch::{self, RunOptions};
 use std::path::PathBuf;
 
 /// liboci-cli's flags and the one it lacks.
@@ -22,25 +22,30 @@ pub(super) fn run(globals: &Globals, args: RunArgs) -> Result<u8, Error> {
             keep: args.common.keep,
             no_subreaper: args.common.no_subreaper,
         };
-        Ok(launch::run(&globals.store, &args.resolve(globals)?, options)?)
+        Ok(launch::run(
+            &globals.store,
+            &CreateArgs::from(args).resolve(globals)?,
+            options,
+        )?)
     };
     run().map_err(|error| Error::Run(Box::new(error)))
 }
 
-impl RunArgs {
-    fn resolve(&self, globals: &Globals) -> Result<CreateOptions, Error> {
-        let args = &self.common;
-        Ok(CreateOptions {
-            id: args.container_id.clone(),
-            bundle: bundle(&args.bundle)?,
-            console_socket: absolute_option(args.console_socket.clone())?,
-            pid_file: absolute_option(args.pid_file.clone())?,
-            pidfd_socket: absolute_option(self.pidfd_socket.clone())?,
-            no_pivot: args.no_pivot,
-            no_new_keyring: args.no_new_keyring,
-            preserve_fds: preserve_fds(args.preserve_fds)?,
-            driver: globals.driver,
-            rootless: globals.rootless,
-        })
+impl From<RunArgs> for CreateArgs {
+    /// `run` makes the container as `create` does.
+    fn from(args: RunArgs) -> Self {
+        let run = args.common;
+        Self {
+            common: liboci_cli::Create {
+                bundle: run.bundle,
+                console_socket: run.console_socket,
+                pid_file: run.pid_file,
+                no_pivot: run.no_pivot,
+                no_new_keyring: run.no_new_keyring,
+                preserve_fds: run.preserve_fds,
+                container_id: run.container_id,
+            },
+            pidfd_socket: args.pidfd_socket,
+        }
     }
 }

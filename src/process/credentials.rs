@@ -8,7 +8,6 @@ use pathrs::flags::OpenFlags;
 use pathrs::procfs::{ProcfsBase, ProcfsHandle};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::DirBuilderExt;
 
 pub(super) fn set_umask(user: &User) {
     if let Some(mask) = user.umask {
@@ -51,27 +50,6 @@ pub(super) fn own_stdio(uid: u32) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-pub(super) fn make_cwd(cwd: &str) -> Result<(), Error> {
-    if cwd == "/" {
-        return Ok(());
-    }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(cwd)
-        .or_else(|source| match source.kind() {
-            // Whatever is wrong with it, entering it will tell.
-            std::io::ErrorKind::AlreadyExists
-            | std::io::ErrorKind::ReadOnlyFilesystem
-            | std::io::ErrorKind::PermissionDenied => Ok(()),
-            _ => Err(Error::File {
-                action: "mkdir".into(),
-                path: cwd.into(),
-                source,
-            }),
-        })
 }
 
 /// Enters `cwd`. `false` if permission is lacking, which the user may have.

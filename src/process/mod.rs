@@ -7,7 +7,6 @@
 //! ```text
 //! early      first of all: not dumpable, so that a container's root can't look into it
 //!            (namespaces are joined; the file system is made and entered)
-//! make_cwd   before the root becomes read-only; not for an exec
 //! labels     keyring, AppArmor, no_new_privs, scheduler, I/O priority, personality, memory policy, SELinux
 //! confine    umask, stdio's owner, cwd, HOME, bounding set, groups, ids, [seccomp,] capabilities
 //! seal       [seccomp]
@@ -219,11 +218,6 @@ impl Error {
 /// it; the in-process engine keeps it.
 pub fn early() -> Result<(), Error> {
     nix::sys::prctl::set_dumpable(false).map_err(Error::call("prctl(PR_SET_DUMPABLE, 0)"))
-}
-
-/// Makes `process.cwd` where it is missing, as runc does. Called in the container's root, before it becomes read-only.
-pub fn make_cwd(plan: &Plan) -> Result<(), Error> {
-    credentials::make_cwd(&plan.guest.cwd)
 }
 
 /// After the file system is done: the session keyring, AppArmor and SELinux (for the next execve if `native`, for this
