@@ -25,7 +25,7 @@ type Samples = BTreeMap<(&'static str, String), Vec<f64>>;
 fn main() -> ExitCode {
     let done = match std::env::var(vars::LEVEL).as_deref() {
         Ok("stage") => view().and_then(|view| stage::stage(&tag(), view)),
-        Ok("init") => stage::init(),
+        Ok("init") => view().and_then(stage::init),
         Ok("body") => body(),
         _ => outside(),
     };

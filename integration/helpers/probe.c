@@ -134,6 +134,24 @@ static int eat(size_t mib)
 	return 0;
 }
 
+/* Reads that much of a file from its disk, past the page cache; how long it took in milliseconds. */
+static int read_disk(const char *path, size_t kib)
+{
+	struct timespec a, b;
+	void *page = aligned_alloc(4096, 65536);
+	int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+
+	if (!page || fd < 0)
+		return perror(path), 1;
+	clock_gettime(CLOCK_MONOTONIC, &a);
+	for (size_t done = 0; done < kib << 10; done += 65536)
+		if (pread(fd, page, 65536, done) < 0)
+			return perror(path), 1;
+	clock_gettime(CLOCK_MONOTONIC, &b);
+	printf("%ld\n", (b.tv_sec - a.tv_sec) * 1000 + (b.tv_nsec - a.tv_nsec) / 1000000);
+	return 0;
+}
+
 /*
  * The attack of CVE-2019-5736: take hold of the executable of any process that enters this container and write to it
  * once it is no longer running. Prints what it could write to.
@@ -349,6 +367,8 @@ int main(int argc, char **argv)
 		return open_as(argv[2], argv[3]);
 	if (!strcmp(what, "eat") && argc > 2)
 		return eat(strtoul(argv[2], 0, 10));
+	if (!strcmp(what, "read-disk") && argc > 3)
+		return read_disk(argv[2], strtoul(argv[3], 0, 10));
 	if (!strcmp(what, "boottime")) {
 		struct timespec t;
 		clock_gettime(CLOCK_BOOTTIME, &t);

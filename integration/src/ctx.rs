@@ -269,6 +269,7 @@ impl Ctx {
             left.extend(
                 host::cgroups_with(&self.tag)
                     .iter()
+                    .filter(|g| !g.ends_with(stage::own_cgroup_name(&self.tag)))
                     .map(|g| format!("cgroup {}", g.display())),
             );
             let units = self.systemctl(&[
@@ -291,9 +292,10 @@ fn slice_path(slice: &str) -> PathBuf {
     ends.map(|end| format!("{}.slice", &name[..end])).collect()
 }
 
-/// Waits for something that another process does; gives up, loudly, after ten seconds.
+/// Waits for something that another process does; gives up, loudly, after ten seconds (on a slow machine later).
+#[track_caller]
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10) * crate::patience();
     loop {
         if let Some(value) = probe() {
             return value;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// The busybox that root file systems are made of; must be static.
 pub fn busybox() -> Result<PathBuf, String> {
@@ -78,6 +79,34 @@ pub fn thaw(groups: &[PathBuf]) {
             }
         }
     }
+}
+
+/// Kills everything in these groups of cgroup v2, and waits a moment for its end.
+pub fn kill(groups: &[PathBuf]) {
+    let populated = |group: &PathBuf| {
+        let events = fs::read_to_string(group.join("cgroup.events"));
+        events.is_ok_and(|text| text.contains("populated 1"))
+    };
+    for group in groups.iter().filter(|g| populated(g)) {
+        let file = group.join("cgroup.kill");
+        if let Err(e) = fs::write(&file, "1")
+            && e.kind() != std::io::ErrorKind::NotFound
+        {
+            eprintln!("{}: {e}", file.display());
+        }
+    }
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while groups.iter().any(populated) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The controllers of the machine's cgroup2 hierarchy, wherever it is mounted.
+pub fn v2_controllers() -> Vec<String> {
+    let read = |dir: &str| fs::read_to_string(Path::new(dir).join("cgroup.controllers"));
+    let text = read("/sys/fs/cgroup").or_else(|_| read("/sys/fs/cgroup/unified"));
+    let text = text.unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
 }
 
 /// The mount points of this process's mount namespace, in their order.

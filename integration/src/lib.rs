@@ -8,7 +8,8 @@
 //!       body            the test itself; looks for state and mounts left in the private namespace
 //! ```
 //!
-//! In two of the views pid 1 is a systemd: see [`systemd`].
+//! In two of the views pid 1 is a systemd: see [`systemd`]. With [`vars::SYSTEMD`] it is the machine's own in one of them; the
+//! test then has no pid namespace but a cgroup, and `init` is a subreaper.
 //!
 //! Death goes downwards: each level asks the kernel to be killed with its parent, and killing pid 1 ends everything that a
 //! test has started, so that a fault in one test cannot reach the next.
@@ -29,6 +30,12 @@ pub use ctx::{Call, Container, Ctx, Output};
 pub use runner::{Test, main};
 pub use subject::{Kind, Subject};
 
+/// How many times longer than usual everything may take.
+pub fn patience() -> u32 {
+    let text = std::env::var(vars::PATIENCE).unwrap_or_default();
+    text.parse().unwrap_or(1).max(1)
+}
+
 /// The environment variables by which the levels hand on what they agreed on.
 pub mod vars {
     /// The runtime binary under test; the built `proa` when unset.
@@ -39,6 +46,11 @@ pub mod vars {
     pub const VIEW: &str = "PROA_TEST_VIEW";
     /// Set to leave nothing captured: what the tests print goes straight to stderr.
     pub const VERBOSE: &str = "PROA_TEST_VERBOSE";
+    /// Set to `machine` where the view `systemd-v2` is to use the machine's own systemd instead of one of the test's: faster
+    /// and nearer to what is in use, but tests then make scopes in it. `make test-vm` does so.
+    pub const SYSTEMD: &str = "PROA_TEST_SYSTEMD";
+    /// How many times longer than usual tests and what they wait for may take: for slow machines. 1 when unset.
+    pub const PATIENCE: &str = "PROA_TEST_PATIENCE";
     /// Internal: which level this process is (`stage`, `init`, `body`; with systemd `boot` and `unit` for `init`).
     pub const LEVEL: &str = "PROA_TEST_LEVEL";
     /// Internal: the test's name.
@@ -87,6 +99,11 @@ impl View {
     /// Whether the v1 controllers are there.
     pub fn has_v1(self) -> bool {
         !matches!(self, View::V2 | View::SystemdV2)
+    }
+
+    /// Whether its manager is the machine's own systemd, by [`vars::SYSTEMD`].
+    pub fn uses_the_machines_systemd(self) -> bool {
+        self == View::SystemdV2 && std::env::var_os(vars::SYSTEMD).is_some_and(|it| it == "machine")
     }
 
     /// Whether systemd is pid 1.

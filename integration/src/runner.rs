@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -24,6 +25,9 @@ pub struct Test {
     views: &'static [View],
     once: bool,
     seconds: u64,
+    controllers: &'static [&'static str],
+    lacking: &'static [&'static str],
+    session: bool,
 }
 
 /// A test named like its function, with the path of its module below the suite.
@@ -51,6 +55,9 @@ impl Test {
             views,
             once: false,
             seconds: 60,
+            controllers: &[],
+            lacking: &[],
+            session: false,
         }
     }
 
@@ -84,10 +91,45 @@ impl Test {
         self
     }
 
+    /// Wants these controllers in a view of cgroup v2; ignored on a machine whose cgroup2 has them not.
+    pub fn controllers(mut self, names: &'static [&'static str]) -> Test {
+        self.controllers = names;
+        self
+    }
+
+    /// Is about the absence of these controllers in a view of cgroup v2; ignored where one is there.
+    pub fn without_controllers(mut self, names: &'static [&'static str]) -> Test {
+        self.lacking = names;
+        self
+    }
+
+    /// Wants a session of the [`USER`] under the machine's systemd; ignored where there is none.
+    pub fn session(mut self) -> Test {
+        self.session = true;
+        self
+    }
+
     /// May take that long.
     pub fn seconds(mut self, seconds: u64) -> Test {
         self.seconds = seconds;
         self
+    }
+
+    /// What the machine lacks (or has too much) for this test in that view.
+    fn unfit(&self, view: View, controllers: &[String]) -> Option<String> {
+        let has = |name: &&&str| controllers.iter().any(|c| c == **name);
+        if self.session && !(view.uses_the_machines_systemd() && user_bus().exists()) {
+            return Some(format!("no session of user {USER} under the machine's systemd"));
+        }
+        if view.has_v1() {
+            return None;
+        }
+        let missing: Vec<&str> = self.controllers.iter().filter(|c| !has(c)).copied().collect();
+        let present: Vec<&str> = self.lacking.iter().filter(has).copied().collect();
+        if !missing.is_empty() {
+            return Some(format!("no v2 controllers {}", missing.join(", ")));
+        }
+        (!present.is_empty()).then(|| format!("v2 controllers {}", present.join(", ")))
     }
 
     fn ignored_for(&self, subject: &Subject) -> bool {
@@ -99,11 +141,19 @@ impl Test {
     }
 }
 
+/// The unprivileged user of the tests. Only where it has a session need it exist.
+pub const USER: u32 = 12_345;
+
+/// The bus of that user's session.
+pub fn user_bus() -> PathBuf {
+    PathBuf::from(format!("/run/user/{USER}/bus"))
+}
+
 /// The entry point of a suite: whichever level this process is.
 pub fn main(tests: Vec<Test>) -> ExitCode {
     let done = match std::env::var(vars::LEVEL).as_deref() {
         Ok("stage") => expect_view().and_then(|view| stage::stage(&expect(vars::TAG)?, view)),
-        Ok("init") => stage::init(),
+        Ok("init") => expect_view().and_then(stage::init),
         Ok("boot") => expect_view().and_then(|view| systemd::boot(&expect(vars::TAG)?, view)),
         Ok("unit") => expect(vars::TAG).and_then(|tag| systemd::unit(&tag)),
         Ok("body") => body(&tests),
@@ -129,13 +179,19 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         .map_err(|e| format!("/proc/self/exe: {e}"))?
         .with_file_name("helpers");
     let probe = host::compile_helper("probe", &helpers)?;
+    let controllers = host::v2_controllers();
+    let mut unfit = std::collections::BTreeMap::new();
     let mut trials = Vec::new();
     for view in views.iter().copied() {
         let applies = |t: &&Test| t.views.contains(&view) && (!t.once || view == views[0]);
         for test in tests.iter().filter(applies) {
             let (test, probe, path) = (*test, probe.clone(), subject.path.clone());
             // crun refuses a hybrid layout altogether.
-            let ignored = test.ignored_for(&subject) || (subject.kind == Kind::Crun && view == View::Hybrid);
+            let mut ignored = test.ignored_for(&subject) || (subject.kind == Kind::Crun && view == View::Hybrid);
+            if let Some(reason) = test.unfit(view, &controllers) {
+                *unfit.entry(reason).or_insert(0) += 1;
+                ignored = true;
+            }
             let trial = Trial::test(format!("{}::{}", view.name(), test.name), move || {
                 let mut stage = Command::new("/proc/self/exe");
                 stage
@@ -143,7 +199,7 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
                     .env(vars::NAME, test.name)
                     .env(vars::VIEW, view.name());
                 stage.env(vars::PROBE, &probe).env(vars::RUNTIME, &path);
-                one(stage, view, Duration::from_secs(test.seconds))
+                one(stage, view, Duration::from_secs(test.seconds) * crate::patience())
             });
             trials.push(trial.with_ignored_flag(ignored));
         }
@@ -156,6 +212,9 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
             subject.version.0,
             subject.version.1
         );
+        for (reason, count) in unfit {
+            eprintln!("ignored: {count} tests, since the machine has {reason}");
+        }
     }
     Ok(libtest_mimic::run(&args, trials).exit_code())
 }
@@ -198,6 +257,9 @@ fn one(mut stage: Command, view: View, limit: Duration) -> Result<(), Failed> {
         pidfd_send_signal(&pidfd, Signal::KILL)?;
     }
     let status = child.wait()?;
+    if view.uses_the_machines_systemd() {
+        host::kill(&host::cgroups_with(&tag));
+    }
     if in_time && !status.success() {
         faults.push(match status.code() {
             Some(3) => "left processes behind".to_owned(),
@@ -233,7 +295,9 @@ fn leaks(tag: &str, view: View) -> Vec<String> {
         // The parent that all containers of a test share is the test's own; what lies in it is not.
         // A systemd that was killed leaves the units it has made; the test itself has looked for containers' among them.
         let name = group.file_name().unwrap_or_default().to_string_lossy();
-        let own = name == format!("proa-test-{tag}") || view.has_systemd();
+        let own = name == format!("proa-test-{tag}")
+            || name == stage::own_cgroup_name(tag)
+            || (view.has_systemd() && !view.uses_the_machines_systemd());
         if !own {
             found.push(format!("leak: cgroup {}", group.display()));
         }

@@ -21,14 +21,24 @@ pub fn directory(tag: &str) -> PathBuf {
     std::env::temp_dir().join(format!("proa-test-{tag}"))
 }
 
+/// What the cgroup is called in which a test's own processes are where they have no pid namespace to die with.
+pub fn own_cgroup_name(tag: &str) -> String {
+    format!("proa-stage-{tag}")
+}
+
 /// The outer level: makes the namespaces and starts pid 1 in them.
 pub fn stage(tag: &str, view: View) -> Result<ExitCode, String> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
-    let flags = CloneFlags::CLONE_NEWNS
+    let mut flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWNET;
+    if view.uses_the_machines_systemd() {
+        // It knows processes only by its own numbers.
+        flags -= CloneFlags::CLONE_NEWPID;
+        enter_own_cgroup(tag)?;
+    }
     unshare(flags).map_err(|e| format!("unshare({flags:?}): {e} (the tests need root)"))?;
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(|e| format!("make / private: {e}"))?;
@@ -36,7 +46,7 @@ pub fn stage(tag: &str, view: View) -> Result<ExitCode, String> {
     tmpfs(&dir, "mode=755")?;
     private_dev()?;
     cgroup_view(view)?;
-    let code = if view.has_systemd() {
+    let code = if view.has_systemd() && !view.uses_the_machines_systemd() {
         systemd::supervise(&dir)?
     } else {
         let status = level("init").status().map_err(|e| format!("start pid 1: {e}"))?;
@@ -46,10 +56,25 @@ pub fn stage(tag: &str, view: View) -> Result<ExitCode, String> {
     Ok(code)
 }
 
-/// Pid 1: reaps what the runtime leaves to it, and reports what outlives the test.
-pub fn init() -> Result<ExitCode, String> {
+/// A cgroup below that of the runner, whatever controllers it has: to find and end all that a test has started.
+fn enter_own_cgroup(tag: &str) -> Result<(), String> {
+    let groups = fs::read_to_string("/proc/self/cgroup").map_err(|e| format!("/proc/self/cgroup: {e}"))?;
+    let path = groups.lines().find_map(|l| l.strip_prefix("0::/")).unwrap_or_default();
+    let own = Path::new("/sys/fs/cgroup").join(path).join(own_cgroup_name(tag));
+    let failed = |e: std::io::Error| format!("{}: {e}", own.display());
+    fs::create_dir(&own).map_err(failed)?;
+    fs::write(own.join("cgroup.procs"), "0").map_err(failed)
+}
+
+/// Pid 1 (or with the machine's systemd a subreaper): reaps what the runtime leaves to it, and reports what outlives the test.
+pub fn init(view: View) -> Result<ExitCode, String> {
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(|e| format!("prctl(PR_SET_PDEATHSIG): {e}"))?;
-    proc_and_loopback()?;
+    if view.uses_the_machines_systemd() {
+        nix::sys::prctl::set_child_subreaper(true).map_err(|e| format!("prctl(PR_SET_CHILD_SUBREAPER): {e}"))?;
+        loopback()?;
+    } else {
+        proc_and_loopback()?;
+    }
     let body = level("body").spawn().map_err(|e| format!("start the test: {e}"))?;
     let body = Pid::from_raw(body.id().cast_signed());
     let status = loop {
@@ -63,7 +88,8 @@ pub fn init() -> Result<ExitCode, String> {
             Err(e) => return Err(format!("waitpid: {e}")),
         }
     };
-    let left = processes_left(|pid, _| pid == 1);
+    let own = std::process::id();
+    let left = processes_left(|pid, _| pid == own || !descends_from(pid, own));
     for process in &left {
         eprintln!("leak: process {process}");
     }
@@ -78,6 +104,10 @@ pub fn init() -> Result<ExitCode, String> {
 pub fn proc_and_loopback() -> Result<(), String> {
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("proc"), "/proc", Some("proc"), flags, None::<&str>).map_err(|e| format!("mount /proc: {e}"))?;
+    loopback()
+}
+
+fn loopback() -> Result<(), String> {
     // Not earlier: the first process of a pid namespace must stay.
     let lo = Command::new(host::busybox()?)
         .args(["ip", "link", "set", "lo", "up"])
@@ -88,9 +118,20 @@ pub fn proc_and_loopback() -> Result<(), String> {
     Ok(())
 }
 
+/// Whether `ancestor` has started that process, directly or not. In a pid namespace everything descends from its pid 1,
+/// though what another namespace has put there has no parent that can be seen.
+fn descends_from(pid: u32, ancestor: u32) -> bool {
+    let parent = |pid: u32| -> Option<u32> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|l| l.strip_prefix("PPid:"))?;
+        line.trim().parse().ok()
+    };
+    ancestor == 1 || std::iter::successors(Some(pid), |pid| parent(*pid)).any(|pid| pid == ancestor)
+}
+
 /// What still runs in this pid namespace, once the dying had a second to die. `ours` knows, by pid and name, what belongs.
 pub fn processes_left(ours: impl Fn(u32, &str) -> bool) -> Vec<String> {
-    let deadline = Instant::now() + Duration::from_secs(1);
+    let deadline = Instant::now() + Duration::from_secs(1) * crate::patience();
     loop {
         while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(s) if s != WaitStatus::StillAlive) {}
         let left: Vec<String> = fs::read_dir("/proc")

@@ -99,11 +99,11 @@ pub enum Error {
     #[error("cannot toggle freezer: cgroups not configured for container")]
     NoFreezer,
     /// A cgroup v2 directory whose type excludes the controllers asked for.
-    #[error("cannot enter cgroupv2 {path:?} with domain controllers -- it is in {kind} mode")]
+    #[error("cannot enter cgroupv2 {path:?} with domain controllers -- it is in {kind}")]
     Threaded {
         /// The directory.
         path: PathBuf,
-        /// The content of `cgroup.type`.
+        /// What `cgroup.type` says, in runc's words.
         kind: String,
     },
     /// The cgroup that `exec --cgroup` names is not there. Words are runc's.

@@ -17,6 +17,7 @@ mod filter;
 mod freezer;
 mod limits;
 mod mounts;
+mod owner;
 mod paths;
 mod stats;
 mod stats_v1;
@@ -64,6 +65,8 @@ pub struct Plan {
     properties: Vec<(String, dbus::Value)>,
     limits: Limits,
     rules: Vec<devices::Rule>,
+    /// Whom a v2 cgroup is given to.
+    owner: Option<u32>,
     rootless: bool,
     /// Whether config.json names the cgroup. Then even an unprivileged caller must get it.
     explicit: bool,
@@ -141,6 +144,8 @@ pub fn plan(spec: &Spec, id: &str, driver: Driver, host: &Host) -> Result<Plan, 
         },
         limits: resources.map(Limits::new).unwrap_or_default(),
         rules,
+        // What the caller makes is its own without that.
+        owner: owner::of(spec).filter(|uid| *uid != host.euid),
         rootless: host.rootless,
         explicit: path.is_some_and(|path| !path.is_empty()),
     })

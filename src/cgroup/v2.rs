@@ -270,9 +270,9 @@ pub(super) fn check_type(leaf: &Path, limits: &Limits) -> Result<(), Error> {
     match kind.as_str() {
         "domain invalid" | "threaded" | "domain threaded" if limits.needs_domain() => {
             let kind = if kind == "domain invalid" {
-                "an invalid".to_owned()
+                "an invalid state".to_owned()
             } else {
-                kind
+                format!("{kind} mode")
             };
             Err(Error::Threaded {
                 path: leaf.to_owned(),

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cgroups;
+mod controllers;
 mod exec;
 mod failures;
 mod fallbacks;
@@ -17,6 +18,7 @@ mod notify;
 mod process;
 mod rootless;
 mod security;
+mod session;
 mod systemd;
 mod terminal;
 mod wasm;
@@ -39,7 +41,9 @@ fn main() -> std::process::ExitCode {
         failures::tests(),
         notify::tests(),
         cgroups::tests(),
+        controllers::tests(),
         rootless::tests(),
+        session::tests(),
         bad_input::tests(),
         security::tests(),
         systemd::tests(),

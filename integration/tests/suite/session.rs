@@ -1,0 +1,3 @@
+//! TODO
+use proa_integration::tests;
+tests! {}
