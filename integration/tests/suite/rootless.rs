@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use proa_integration::runner::USER;
 use proa_integration::{Bundle, Call, Ctx, Kind, tests};
 use serde_json::json;
 
@@ -20,12 +21,14 @@ tests! {
     rootless_runtime_directory_comes_from_xdg .once().only_proa();
 }
 
-const USER: u32 = 12_345;
-
-struct World<'a> {
-    ctx: &'a Ctx,
-    bundle: Bundle,
-    root: PathBuf,
+/// What an unprivileged user has to work with.
+pub struct World<'a> {
+    /// The test's.
+    pub ctx: &'a Ctx,
+    /// A bundle that an unprivileged user can run.
+    pub bundle: Bundle,
+    /// The user's `--root`.
+    pub root: PathBuf,
 }
 
 fn give(path: &Path) {
@@ -41,7 +44,7 @@ fn give(path: &Path) {
 }
 
 /// A bundle and a state directory of an unprivileged user who may map 65536 further ids.
-fn world(ctx: &Ctx) -> World<'_> {
+pub fn world(ctx: &Ctx) -> World<'_> {
     let bundle = ctx.bundle();
     bundle.without_namespaces(&["network"]).namespace("user", None).edit(|s| {
         s["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": USER, "size": 1}]);

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::process::Command;
 
 use proa_integration::ctx::eventually;
 use proa_integration::{Bundle, Container, Ctx, Kind, View, tests};
@@ -33,7 +34,15 @@ tests! {
     a_name_taken_in_another_slice_is_refused .views(BOTH).not_for(RUNC);
     a_failed_unit_of_that_name_is_no_obstacle .views(BOTH).not_for(RUNC);
     limits_are_properties .views(V1);
-    v2_limits_are_properties .views(V2).not_for(RUNC);
+    v2_files_that_systemd_does_not_know_are_written .views(V2).not_for(RUNC);
+    v2_a_limit_without_its_controller_is_refused .views(V2).without_controllers(&["pids"]).not_for(RUNC);
+    v2_limits_are_properties .views(V2).controllers(&["memory", "cpu", "cpuset", "pids"]).not_for(RUNC);
+    v2_unified_values_are_properties .views(V2).controllers(&["memory", "cpu", "cpuset", "pids"]).not_for(RUNC);
+    v2_update_changes_properties_and_files .views(V2).controllers(&["memory", "cpu", "cpuset", "pids"]).not_for(RUNC);
+    v2_limits_outlive_a_reload .views(V2).controllers(&["memory", "cpu", "cpuset", "pids", "io"]).not_for(RUNC);
+    v2_odd_quotas_are_rounded_up .views(V2).controllers(&["cpu"]);
+    v2_the_scope_has_every_controller .views(V2).controllers(&["memory", "cpu", "cpuset", "pids", "io"]);
+    v2_an_oom_kill_does_not_fail_the_scope .views(V2).controllers(&["memory"]);
     odd_quotas_are_rounded_up .views(V1).not_for(RUNC);
     devices_are_properties .views(BOTH).not_for(RUNC);
     update_changes_properties_and_files .views(V1);
@@ -329,8 +338,7 @@ fn limits_are_properties(ctx: &Ctx) {
     }
 }
 
-fn v2_limits_are_properties(ctx: &Ctx) {
-    // The machine's cgroup2 has no controllers to write limits to; what systemd has nothing to write for can be asked.
+fn v2_files_that_systemd_does_not_know_are_written(ctx: &Ctx) {
     let container = sleeper(ctx, |b| {
         b.set(
             "/linux/resources/unified",
@@ -339,12 +347,202 @@ fn v2_limits_are_properties(ctx: &Ctx) {
     });
     assert_eq!(container.cgroup_file("", "cgroup.max.depth"), "3");
     assert_eq!(container.cgroup_file("", "cgroup.max.descendants"), "7");
-    container.kill("KILL").stopped().delete();
+}
+
+fn v2_a_limit_without_its_controller_is_refused(ctx: &Ctx) {
     refused(
         ctx,
         |b| b.set("/linux/resources/pids", json!({"limit": 20})),
         &["cannot set pids limit"],
     );
+}
+
+#[track_caller]
+fn files(container: &Container, wanted: &[(&str, &str)]) {
+    for (file, value) in wanted {
+        assert_eq!(container.cgroup_file("", file), *value, "{file}");
+    }
+}
+
+fn v2_limits_are_properties(ctx: &Ctx) {
+    let resources = json!({
+        "memory": {"limit": 67_108_864, "reservation": 33_554_432, "swap": 100_663_296}, "pids": {"limit": 20},
+        "cpu": {"shares": 512, "quota": 50_000, "period": 200_000, "cpus": "0", "mems": "0"}
+    });
+    let container = limited(ctx, &resources);
+    let expected = [
+        ("MemoryMax", "67108864"),
+        ("MemoryLow", "33554432"),
+        ("MemorySwapMax", "33554432"),
+        ("CPUWeight", "59"),
+        ("CPUQuotaPerSecUSec", "250ms"),
+        ("CPUQuotaPeriodUSec", "200ms"),
+        ("TasksMax", "20"),
+        ("AllowedCPUs", "0"),
+        ("AllowedMemoryNodes", "0"),
+    ];
+    has(&properties(ctx, &unit(&container)), &expected);
+    files(
+        &container,
+        &[
+            ("memory.max", "67108864"),
+            ("memory.low", "33554432"),
+            ("memory.swap.max", "33554432"),
+            ("cpu.weight", "59"),
+            ("cpu.max", "50000 200000"),
+            ("pids.max", "20"),
+            ("cpuset.cpus", "0"),
+            ("cpuset.mems", "0"),
+        ],
+    );
+    let idle = limited(ctx, &json!({"cpu": {"idle": 1}}));
+    has(&properties(ctx, &unit(&idle)), &[("CPUWeight", "0")]);
+    files(&idle, &[("cpu.idle", "1")]);
+}
+
+fn v2_unified_values_are_properties(ctx: &Ctx) {
+    let unified = json!({
+        "memory.min": "4194304", "memory.low": "8388608", "memory.high": "50331648", "memory.max": "67108864",
+        "memory.swap.max": "0", "cpu.weight": "123", "cpu.max": "20000 100000", "cpuset.cpus": "0-1", "pids.max": "99"
+    });
+    let container = limited(ctx, &json!({"unified": unified}));
+    let expected = [
+        ("MemoryMin", "4194304"),
+        ("MemoryLow", "8388608"),
+        ("MemoryHigh", "50331648"),
+        ("MemoryMax", "67108864"),
+        ("MemorySwapMax", "0"),
+        ("CPUWeight", "123"),
+        ("CPUQuotaPerSecUSec", "200ms"),
+        ("AllowedCPUs", "0-1"),
+        ("TasksMax", "99"),
+    ];
+    has(&properties(ctx, &unit(&container)), &expected);
+    for (file, value) in unified.as_object().unwrap() {
+        files(&container, &[(file, value.as_str().unwrap())]);
+    }
+}
+
+fn v2_update_changes_properties_and_files(ctx: &Ctx) {
+    let container = limited(ctx, &json!({"memory": {"limit": 67_108_864}, "pids": {"limit": 20}}));
+    let flags = [
+        ["--memory", "50331648"],
+        ["--memory-swap", "83886080"],
+        ["--pids-limit", "10"],
+        ["--cpu-share", "512"],
+        ["--cpu-quota", "60000"],
+        ["--cpu-period", "100000"],
+        ["--cpuset-cpus", "0"],
+    ];
+    container.verb(&[&["update"], flags.as_flattened()].concat()).ok();
+    let expected = [
+        ("MemoryMax", "50331648"),
+        ("MemorySwapMax", "33554432"),
+        ("TasksMax", "10"),
+        ("CPUWeight", "59"),
+        ("CPUQuotaPerSecUSec", "600ms"),
+        ("AllowedCPUs", "0"),
+    ];
+    has(&properties(ctx, &unit(&container)), &expected);
+    let written = [
+        ("memory.max", "50331648"),
+        ("memory.swap.max", "33554432"),
+        ("pids.max", "10"),
+        ("cpu.weight", "59"),
+        ("cpu.max", "60000 100000"),
+        ("cpuset.cpus", "0"),
+    ];
+    files(&container, &written);
+    // systemd writes what it remembers.
+    ctx.systemctl(&["set-property", "--runtime", &unit(&container), "MemoryHigh=40M"]);
+    files(&container, &written);
+    container
+        .verb(&["update", "--pids-limit", "-1", "--cpu-quota", "-1", "--memory", "-1"])
+        .ok();
+    let expected = [
+        ("TasksMax", "infinity"),
+        ("CPUQuotaPerSecUSec", "infinity"),
+        ("MemoryMax", "infinity"),
+        ("MemorySwapMax", "infinity"),
+    ];
+    has(&properties(ctx, &unit(&container)), &expected);
+    files(
+        &container,
+        &[("pids.max", "max"), ("cpu.max", "max 100000"), ("memory.max", "max")],
+    );
+}
+
+fn v2_limits_outlive_a_reload(ctx: &Ctx) {
+    let resources = json!({
+        "memory": {"limit": 67_108_864, "reservation": 33_554_432}, "pids": {"limit": 20}, "blockIO": {"weight": 300},
+        "cpu": {"shares": 512, "quota": 50_000, "period": 200_000, "burst": 10_000, "cpus": "0"},
+        "unified": {"memory.high": "50331648", "memory.oom.group": "1"}
+    });
+    let container = limited(ctx, &resources);
+    container.verb(&["update", "--pids-limit", "11"]).ok();
+    let bfq = container.cgroup_dir("").join("io.bfq.weight").exists();
+    let io = if bfq {
+        ("io.bfq.weight", "default 300")
+    } else {
+        ("io.weight", "default 2930")
+    };
+    let written = [
+        ("memory.max", "67108864"),
+        ("memory.low", "33554432"),
+        ("memory.high", "50331648"),
+        ("memory.oom.group", "1"),
+        ("pids.max", "11"),
+        io,
+        ("cpu.weight", "59"),
+        ("cpu.max", "50000 200000"),
+        ("cpu.max.burst", "10000"),
+        ("cpuset.cpus", "0"),
+    ];
+    files(&container, &written);
+    ctx.systemctl(&["daemon-reload"]);
+    files(&container, &written);
+    // Another scope in the slice has systemd look at the slice again.
+    let another = sleeper(ctx, |b| b);
+    files(&container, &written);
+    another.kill("KILL").stopped().delete();
+    ctx.systemctl(&["set-property", "--runtime", &unit(&container), "MemorySwapMax=1M"]);
+    files(&container, &written);
+}
+
+fn v2_odd_quotas_are_rounded_up(ctx: &Ctx) {
+    let container = limited(ctx, &json!({"cpu": {"quota": 33_333, "period": 100_000}}));
+    has(&properties(ctx, &unit(&container)), &[("CPUQuotaPerSecUSec", "340ms")]);
+    files(&container, &[("cpu.max", "34000 100000")]);
+}
+
+fn v2_the_scope_has_every_controller(ctx: &Ctx) {
+    let container = sleeper(ctx, |b| b);
+    let have = container.cgroup_file("", "cgroup.controllers");
+    for controller in ["memory", "cpu", "cpuset", "pids", "io"] {
+        assert!(have.split(' ').any(|c| c == controller), "no {controller} in {have:?}");
+    }
+    let all = properties(ctx, &unit(&container));
+    has(
+        &all,
+        &[
+            ("Delegate", "yes"),
+            ("MemoryAccounting", "yes"),
+            ("IOAccounting", "yes"),
+        ],
+    );
+}
+
+fn v2_an_oom_kill_does_not_fail_the_scope(ctx: &Ctx) {
+    let container = sleeper(ctx, |b| {
+        b.sh("probe eat 64; echo status $?; sleep 1000").set(
+            "/linux/resources/memory",
+            json!({"limit": 16_777_216, "swap": 16_777_216}),
+        )
+    });
+    container.says("status 137");
+    assert_eq!(container.status(), "running");
+    assert_eq!(properties(ctx, &unit(&container))["ActiveState"], "active");
+    container.exec(&["true"]).ok();
 }
 
 fn odd_quotas_are_rounded_up(ctx: &Ctx) {
@@ -648,19 +846,19 @@ fn fake_bus(at: &Path, answers: Vec<Vec<u8>>) -> std::thread::JoinHandle<()> {
 }
 
 fn a_bus_that_says_nonsense_is_an_error(ctx: &Ctx) {
-    let socket = Path::new("/run/dbus/system_bus_socket");
-    let aside = Path::new("/run/dbus/aside");
-    fs::rename(socket, aside).unwrap();
+    // Over the real one, in this test's sight only.
+    let real = Path::new("/run/dbus/system_bus_socket");
+    let socket = &ctx.dir.join("bus");
     let answers = vec![Vec::new(), vec![0xff; 64], b"l\x02\x00\x01".to_vec(), vec![b'l'; 4096]];
     let count = answers.len();
     let bus = fake_bus(socket, answers);
+    ctx.host_mount(&["--bind", socket.to_str().unwrap()], real);
     for _ in 0..count {
         let bundle = ctx.bundle();
         ctx.run(&bundle).refused(&["dbus"]);
     }
     bus.join().unwrap();
-    fs::remove_file(socket).unwrap();
-    fs::rename(aside, socket).unwrap();
+    assert!(Command::new("umount").arg(real).status().unwrap().success());
     assert_eq!(ctx.leaks(), Vec::<String>::new());
     ctx.run(&ctx.bundle()).ok();
 }
