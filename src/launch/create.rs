@@ -56,6 +56,7 @@ struct Making {
     cgroup: Option<Cgroup>,
     init: Newborn,
     rdt: Option<process::rdt::Group>,
+    mounts: Option<rootfs::SharedRoot>,
     poststop: Option<(Vec<Hook>, Record)>,
 }
 
@@ -81,6 +82,7 @@ impl Making {
     fn keep(mut self) {
         self.init.keep();
         self.rdt = None;
+        self.mounts = None;
         self.poststop = None;
         if let Some(reservation) = self.reservation.take() {
             reservation.commit();
@@ -96,6 +98,9 @@ impl Drop for Making {
         if let Some(cgroup) = self.cgroup.take() {
             let emptied = cgroup.signal_all(Signal::SIGKILL).and_then(|()| cgroup.destroy());
             complaints.extend(emptied.err().map(|error| error.to_string()));
+        }
+        if let Some(root) = self.mounts.take() {
+            complaints.extend(root.detach().err().map(|error| error.to_string()));
         }
         if let Some(group) = self.rdt.take() {
             complaints.extend(group.remove().err().map(|error| error.to_string()));
@@ -145,6 +150,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     // From here on the container is something that others can have seen: as with runc, poststop hooks follow whatever fails.
     let poststop = plan.hooks.poststop().clone().unwrap_or_default();
     making.poststop = (!poststop.is_empty()).then(|| (poststop, record.clone()));
+    making.mounts = record.shared_root.clone();
     let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
     // Init has its own copy by now; only it may answer.
     drop(socket);

@@ -148,12 +148,6 @@ pub enum Error {
         /// As in the config.
         id: u32,
     },
-    /// Capabilities that proa itself doesn't have.
-    #[error("unable to apply caps: can't apply capabilities: {}: operation not permitted", .missing.join(", "))]
-    Capabilities {
-        /// The names, or what else the kernel refused.
-        missing: Vec<String>,
-    },
     /// AppArmor is asked for and not there.
     #[error("unable to apply apparmor profile {profile:?}: apparmor: config provided but apparmor not supported")]
     NoAppArmor {

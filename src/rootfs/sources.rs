@@ -15,9 +15,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 /// (bind sources under a user namespace, id-mapped mounts) as detached mounts, and notes their descriptor numbers in
 /// `plan`. The descriptors must stay open, and be inherited by init under the same numbers (they are not close-on-exec).
 pub fn open_sources(plan: &mut Plan) -> Result<Vec<OwnedFd>, Error> {
-    if !plan.private {
-        return Ok(Vec::new());
-    }
     let (userns, keep_shared) = (plan.userns, !plan.userns && plan.propagation & SHARED != 0);
     let mut opened = Vec::new();
     for mount in &mut plan.mounts {

@@ -371,6 +371,9 @@ impl Locked {
             kill_all(&cgroup)?;
         }
         cgroup.destroy().map_err(Error::RemoveCgroup)?;
+        if let Some(root) = &self.record.shared_root {
+            root.detach().map_err(Error::RemoveMounts)?;
+        }
         self.remove_rdt()?;
         remove_dir(&self.dir)
     }
@@ -526,6 +529,7 @@ mod tests {
             start_time,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
+            shared_root: None,
             created: crate::logging::timestamp(),
             annotations: Default::default(),
             owner: 0,

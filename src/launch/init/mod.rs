@@ -240,6 +240,10 @@ fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handl
         Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds)?,
         None => enter::join_process_each(join.pid, &join.kinds)?,
     }
+    if !join.kinds.contains(&Kind::Mount) {
+        // setns(2) would have changed the root; without a mount namespace only init's own root leads there.
+        enter::change_root(root.as_fd())?;
+    }
     Ok(cgroup)
 }
 
