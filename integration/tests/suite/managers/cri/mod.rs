@@ -9,7 +9,7 @@ use proa_integration::ctx::eventually;
 use proa_integration::{Ctx, View, host, image, tests};
 use serde_json::{Value, json};
 
-use super::containerd::{self, Containerd};
+use super::containerd::{self, Containerd, Release};
 use super::{IMAGE, NO_HYBRID, V1, busybox, busybox_with_guest, documented};
 
 /// With both cgroup drivers.
@@ -46,7 +46,7 @@ fn cri<'a>(ctx: &'a Ctx, image: &Path) -> Cri<'a> {
          [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n",
         network(ctx).display()
     );
-    let containerd = containerd::start(ctx, &format!("{config}{more}"), &[]).namespace("k8s.io");
+    let containerd = containerd::start(ctx, Release::System, &format!("{config}{more}"), &[]).namespace("k8s.io");
     containerd.import(image);
     containerd.import(&pause(ctx));
     let helpers = Path::new(env!("CARGO_MANIFEST_DIR")).join("helpers");
