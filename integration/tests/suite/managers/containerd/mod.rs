@@ -13,26 +13,6 @@ use proa_integration::{Ctx, Test};
 
 use super::{IMAGE, Said, complaints, say};
 
-/// Registers tests for both releases: `name(ctx, release)` becomes `system::name` and `newer::name`.
-macro_rules! of_both {
-    ($($name:ident $(.$method:ident($($arg:expr),*))*;)*) => {
-        mod system {
-            use super::*;
-            $(fn $name(ctx: &Ctx) { super::$name(ctx, Release::System) })*
-            proa_integration::tests! { $($name $(.$method($($arg),*))*;)* }
-        }
-        mod newer {
-            use super::*;
-            $(fn $name(ctx: &Ctx) { super::$name(ctx, Release::Newer) })*
-            proa_integration::tests! { $($name $(.$method($($arg),*))*;)* }
-        }
-        /// The tests of this module, for both releases.
-        pub fn tests() -> Vec<proa_integration::Test> {
-            [system::tests(), newer::tests()].concat()
-        }
-    };
-}
-
 mod daemon;
 mod refusals;
 mod tasks;

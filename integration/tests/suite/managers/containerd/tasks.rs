@@ -159,7 +159,7 @@ impl Events {
     fn tells(&self, id: &str, topic: &str, text: &str) {
         let about = format!("\"container_id\":\"{id}\"");
         let is_it = |line: &str| line.contains(topic) && line.contains(&about) && line.contains(text);
-        eventually(&format!("{topic} of {id} with {text:?} in {}", self.said()), || {
+        eventually(&format!("{topic} of {id} with {text:?}"), || {
             self.said().lines().any(is_it).then_some(())
         });
     }
@@ -182,6 +182,7 @@ fn containerd_tells_events(ctx: &Ctx, release: Release) {
     containerd.ctr(&["task", "resume", &id]).ok();
     containerd.kill("KILL", &id);
     containerd.remove(&id);
+    // Not /tasks/delete: the shim of 2.1 may have gone before that is handed on.
     for (topic, text) in [
         ("/tasks/create", "\"pid\""),
         ("/tasks/start", "\"pid\""),
@@ -191,7 +192,6 @@ fn containerd_tells_events(ctx: &Ctx, release: Release) {
         ("/tasks/paused", ""),
         ("/tasks/resumed", ""),
         ("/tasks/exit", "\"exit_status\":137"),
-        ("/tasks/delete", "\"exit_status\":137"),
     ] {
         events.tells(&id, topic, text);
     }

@@ -1,4 +1,4 @@
-//! containerd's CRI plugin, as a kubelet uses it: a pod with a Linux sidecar and a Wasm container, its pause container native.
+//! containerd's CRI plugin, as a kubelet uses it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -6,21 +6,31 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use proa_integration::ctx::eventually;
-use proa_integration::{Ctx, View, host, image, tests};
+use proa_integration::{Ctx, Test, View, host, image};
 use serde_json::{Value, json};
 
 use super::containerd::{self, Containerd, Release};
-use super::{IMAGE, NO_HYBRID, V1, busybox, busybox_with_guest, documented};
+use super::{IMAGE, documented};
+
+mod pods;
+mod refusals;
+mod security;
+mod streams;
+mod wasm;
 
 /// With both cgroup drivers.
 const DRIVERS: &[View] = &[View::Hybrid, View::Systemd];
 
-tests! {
-    cri_runs_a_linux_pod .views(DRIVERS).seconds(120).not_for(NO_HYBRID);
-    cri_runs_wasm_beside_a_linux_sidecar .views(DRIVERS).seconds(120).only_proa();
-    cri_gives_a_pod_its_own_network .views(V1).seconds(120).not_for(NO_HYBRID);
-    cri_shares_a_pods_pid_namespace .views(V1).seconds(120).only_proa();
-    cri_shows_why_a_container_did_not_start .views(V1).seconds(120).only_proa();
+/// The tests by the CRI.
+pub fn tests() -> Vec<Test> {
+    [
+        pods::tests(),
+        security::tests(),
+        streams::tests(),
+        refusals::tests(),
+        wasm::tests(),
+    ]
+    .concat()
 }
 
 const PAUSE: &str = "registry.test/pause:1";
@@ -30,23 +40,17 @@ struct Cri<'a> {
     ctx: &'a Ctx,
     client: Child,
     // Ended after the client: fields are dropped in their order.
-    _containerd: Containerd<'a>,
+    containerd: Containerd<'a>,
 }
 
-fn cri<'a>(ctx: &'a Ctx, image: &Path) -> Cri<'a> {
-    let mut config = documented(ctx, "containerd: the CRI plugin", "toml");
-    if ctx.view.has_systemd() {
-        config = config.replace("BinaryName", "SystemdCgroup = true\n    BinaryName");
-    }
-    // The sandbox image of this test; and no score below the daemon's own, which needs a capability that not every host's
-    // root has.
-    let more = format!(
-        "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{PAUSE}\"\nrestrict_oom_score_adj = true\n\
-         stream_server_address = \"127.0.0.1\"\n\
-         [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n",
-        network(ctx).display()
-    );
-    let containerd = containerd::start(ctx, Release::System, &format!("{config}{more}"), &[]).namespace("k8s.io");
+fn cri<'a>(ctx: &'a Ctx, release: Release, image: &Path) -> Cri<'a> {
+    cri_with(ctx, release, image, &[])
+}
+
+/// The same with an environment of the daemon's.
+fn cri_with<'a>(ctx: &'a Ctx, release: Release, image: &Path, env: &[(&str, &str)]) -> Cri<'a> {
+    let config = configuration(ctx, release);
+    let containerd = containerd::start(ctx, release, &config, env).namespace("k8s.io");
     containerd.import(image);
     containerd.import(&pause(ctx));
     let helpers = Path::new(env!("CARGO_MANIFEST_DIR")).join("helpers");
@@ -69,7 +73,7 @@ fn cri<'a>(ctx: &'a Ctx, image: &Path) -> Cri<'a> {
     let mut cri = Cri {
         ctx,
         client,
-        _containerd: containerd,
+        containerd,
     };
     let version = cri.call("Version", json!({}));
     assert_eq!(version["runtime_name"], "containerd");
@@ -82,6 +86,40 @@ fn cri<'a>(ctx: &'a Ctx, image: &Path) -> Cri<'a> {
         });
     }
     cri
+}
+
+/// What the document shows for that release, and what is this test's: the sandbox image, the network, and no score below the
+/// daemon's own, which needs a capability that not every host's root has.
+fn configuration(ctx: &Ctx, release: Release) -> String {
+    let network = network(ctx);
+    let (heading, more) = match release {
+        Release::System => (
+            "containerd 1: the CRI plugin",
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{PAUSE}\"\nrestrict_oom_score_adj = true\n\
+                 stream_server_address = \"127.0.0.1\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n",
+                network.display()
+            ),
+        ),
+        Release::Newer => (
+            "containerd 2: the CRI plugin",
+            format!(
+                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{PAUSE}\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_address = \"127.0.0.1\"\n\
+                 [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
+                 [plugins.\"io.containerd.cri.v1.runtime\".cni]\nbin_dirs = [\"/usr/lib/cni\"]\nconf_dir = \"{}\"\n",
+                network.display()
+            ),
+        ),
+    };
+    // The runtime's `--root`, which is as much a part of its options.
+    let root = format!("Root = \"{}\"\n    BinaryName", ctx.dir.join("runc-root").display());
+    let mut config = documented(ctx, heading, "toml").replace("BinaryName", &root);
+    if ctx.view.has_systemd() {
+        config = config.replace("BinaryName", "SystemdCgroup = true\n    BinaryName");
+    }
+    format!("{config}{more}")
 }
 
 /// The directory of a CNI configuration: a pair of devices a pod, no bridge, no packet filter.
@@ -108,6 +146,29 @@ fn pause(ctx: &Ctx) -> PathBuf {
     image::archive(&dir, &rootfs, PAUSE, (image::architecture(), "linux"), &config)
 }
 
+/// Puts what `change` has into `value`, objects key by key.
+fn merge(value: &mut Value, change: &Value) {
+    match (value, change) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, change) in from {
+                merge(into.entry(key).or_insert(Value::Null), change);
+            }
+        }
+        (value, change) => *value = change.clone(),
+    }
+}
+
+/// What makes a pod have a network of its own.
+fn own_network() -> Value {
+    json!({"hostname": "pod", "linux": {"security_context": {"namespace_options": {"network": "POD"}}}})
+}
+
+/// A pod, and its configuration, which a kubelet gives again with each container.
+struct Pod {
+    id: String,
+    config: Value,
+}
+
 impl Cri<'_> {
     fn ask(&mut self, method: &str, request: &Value) -> Result<Value, String> {
         eprintln!("+ {method} {request}");
@@ -131,57 +192,82 @@ impl Cri<'_> {
         self.ask(method, &request).unwrap_or_else(|e| panic!("{method}: {e}"))
     }
 
-    fn pod(&mut self, annotations: Value, pid: &'static str) -> Pod {
-        self.pod_with(annotations, Namespaces { network: "NODE", pid })
+    /// A pod on the node's network with a pid namespace for each container, changed by what `change` has.
+    fn pod(&mut self, change: &Value) -> Pod {
+        let config = self.pod_config(change);
+        let answer = self.call("RunPodSandbox", json!({"config": config, "runtime_handler": "proa"}));
+        let id = answer["pod_sandbox_id"].as_str().unwrap().to_owned();
+        Pod { id, config }
     }
 
-    fn pod_with(&mut self, annotations: Value, namespaces: Namespaces) -> Pod {
+    fn pod_config(&self, change: &Value) -> Value {
         let logs = self.ctx.mkdir("logs");
         let parent = if self.ctx.view.has_systemd() {
             "kubepods.slice".to_owned()
         } else {
             self.ctx.cgroup_parent()
         };
-        // As a kubelet does: on the node's network the name is the node's.
-        let hostname = if namespaces.network == "NODE" { "" } else { "pod" };
-        let config = json!({
+        let mut config = json!({
             "metadata": {"name": "pod", "uid": "uid", "namespace": "default"},
-            "hostname": hostname, "log_directory": logs, "annotations": annotations,
+            "log_directory": logs,
             "linux": {
                 "cgroup_parent": parent,
                 "security_context": {
-                    "namespace_options": namespaces.json(),
+                    "namespace_options": {"network": "NODE", "pid": "CONTAINER"},
                     "seccomp": {"profile_type": "RuntimeDefault"}
                 }
             }
         });
-        let answer = self.call("RunPodSandbox", json!({"config": config, "runtime_handler": "proa"}));
-        let id = answer["pod_sandbox_id"].as_str().unwrap().to_owned();
-        Pod { id, config, namespaces }
+        merge(&mut config, change);
+        config
     }
 
     fn create(&mut self, pod: &Pod, name: &str, command: &[&str]) -> String {
-        let config = json!({
+        self.create_with(pod, name, command, &json!({})).unwrap()
+    }
+
+    /// A container as a kubelet asks for it, changed by what `change` has.
+    fn create_with(&mut self, pod: &Pod, name: &str, command: &[&str], change: &Value) -> Result<String, String> {
+        let mut config = json!({
             "metadata": {"name": name}, "image": {"image": IMAGE}, "command": command, "log_path": name,
             "envs": [{"key": "FROM_POD", "value": "yes"}],
             "linux": {
                 "resources": {"memory_limit_in_bytes": 128 << 20, "cpu_shares": 512, "oom_score_adj": 500},
                 "security_context": {
-                    "namespace_options": pod.namespaces.json(),
+                    "namespace_options": pod.config["linux"]["security_context"]["namespace_options"],
                     "seccomp": {"profile_type": "RuntimeDefault"},
                     "masked_paths": ["/proc/kcore"], "readonly_paths": ["/proc/sys"]
                 }
             }
         });
+        merge(&mut config, change);
         let request = json!({"pod_sandbox_id": pod.id, "config": config, "sandbox_config": pod.config});
-        let answer = self.call("CreateContainer", request);
-        answer["container_id"].as_str().unwrap().to_owned()
+        let answer = self.ask("CreateContainer", &request)?;
+        Ok(answer["container_id"].as_str().unwrap().to_owned())
     }
 
     fn start(&mut self, pod: &Pod, name: &str, command: &[&str]) -> String {
-        let id = self.create(pod, name, command);
+        self.start_with(pod, name, command, &json!({}))
+    }
+
+    fn start_with(&mut self, pod: &Pod, name: &str, command: &[&str], change: &Value) -> String {
+        let id = self.create_with(pod, name, command, change).unwrap();
         self.call("StartContainer", json!({"container_id": id}));
         id
+    }
+
+    /// Runs a shell script to its end in a container of its own, which must succeed; what it wrote.
+    #[track_caller]
+    fn shell(&mut self, pod: &Pod, name: &str, script: &str, change: &Value) -> String {
+        let id = self.start_with(pod, name, &["sh", "-c", script], change);
+        let status = self.status(&id);
+        let log = self.log(name);
+        self.call("RemoveContainer", json!({"container_id": id}));
+        assert_eq!(status, 0, "{log}");
+        // Time, stream and `F` (a whole line) stand before each line.
+        log.lines()
+            .map(|line| format!("{}\n", line.splitn(4, ' ').nth(3).unwrap_or_default()))
+            .collect()
     }
 
     fn exec(&mut self, id: &str, command: &[&str]) -> (i64, String) {
@@ -190,13 +276,17 @@ impl Cri<'_> {
         (code, unbase64(answer["stdout"].as_str().unwrap_or_default()))
     }
 
+    /// The container's status, once it has ended.
+    fn ended(&mut self, id: &str) -> Value {
+        eventually("the container's end", || {
+            let mut answer = self.call("ContainerStatus", json!({"container_id": id}));
+            (answer["status"]["state"] == "CONTAINER_EXITED").then(|| answer["status"].take())
+        })
+    }
+
     /// The exit status, once the container has one.
     fn status(&mut self, id: &str) -> i64 {
-        eventually("the container's end", || {
-            let answer = self.call("ContainerStatus", json!({"container_id": id}));
-            let status = &answer["status"];
-            (status["state"] == "CONTAINER_EXITED").then(|| status["exit_code"].as_i64().unwrap_or(0))
-        })
+        self.ended(id)["exit_code"].as_i64().unwrap_or(0)
     }
 
     fn stop(&mut self, id: &str, timeout: u32) -> i64 {
@@ -206,6 +296,12 @@ impl Cri<'_> {
 
     fn log(&self, name: &str) -> String {
         fs::read_to_string(self.ctx.dir.join("logs").join(name)).unwrap()
+    }
+
+    /// Waits for this text in a container's log.
+    #[track_caller]
+    fn says(&self, name: &str, text: &str) {
+        eventually(text, || self.log(name).contains(text).then_some(()));
     }
 
     fn remove(&mut self, pod: &Pod) {
@@ -219,25 +315,6 @@ impl Drop for Cri<'_> {
         // Its end is the end of its stdin.
         drop(self.client.stdin.take());
         self.client.wait().expect("the client");
-    }
-}
-
-struct Pod {
-    id: String,
-    config: Value,
-    namespaces: Namespaces,
-}
-
-/// Whose namespaces a pod's containers have. The network `NODE` is the test's own namespace; `POD` is made with CNI.
-#[derive(Clone, Copy)]
-struct Namespaces {
-    network: &'static str,
-    pid: &'static str,
-}
-
-impl Namespaces {
-    fn json(self) -> Value {
-        json!({"network": self.network, "pid": self.pid})
     }
 }
 
@@ -257,117 +334,4 @@ fn unbase64(text: &str) -> String {
             .collect::<Vec<u8>>()
     });
     String::from_utf8(bytes.collect()).unwrap()
-}
-
-fn cri_runs_a_linux_pod(ctx: &Ctx) {
-    let mut cri = cri(ctx, &busybox(ctx));
-    let pod = cri.pod(json!({}), "CONTAINER");
-    let script = "trap 'echo bye; exit 3' TERM; echo hello $FROM_POD; echo aside >&2; while :; do sleep 0.05; done";
-    let id = cri.start(&pod, "main", &["sh", "-c", script]);
-    assert_eq!(
-        cri.exec(&id, &["sh", "-c", "cat /proc/1/comm; exit 4"]),
-        (4, "sh\n".to_owned())
-    );
-    for line in [" stdout F hello yes\n", " stderr F aside\n"] {
-        eventually(line, || cri.log("main").contains(line).then_some(()));
-    }
-    let stats = cri.call("ContainerStats", json!({"container_id": id}))["stats"].take();
-    for pointer in ["/cpu/usage_core_nano_seconds/value", "/memory/working_set_bytes/value"] {
-        let value = stats.pointer(pointer).and_then(Value::as_str).unwrap_or("0");
-        assert!(value.parse::<u64>().unwrap() > 0, "{pointer} in {stats}");
-    }
-    let limit = ["cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
-    assert_eq!(cri.exec(&id, &limit), (0, format!("{}\n", 128 << 20)));
-    let resources = json!({"memory_limit_in_bytes": 64 << 20});
-    cri.call(
-        "UpdateContainerResources",
-        json!({"container_id": id, "linux": resources}),
-    );
-    assert_eq!(cri.exec(&id, &limit), (0, format!("{}\n", 64 << 20)));
-    assert_eq!(cri.stop(&id, 10), 3);
-    assert!(cri.log("main").contains(" stdout F bye\n"));
-    cri.call("RemoveContainer", json!({"container_id": id}));
-    cri.remove(&pod);
-}
-
-fn cri_runs_wasm_beside_a_linux_sidecar(ctx: &Ctx) {
-    let mut cri = cri(ctx, &busybox_with_guest(ctx));
-    for (n, annotations) in [
-        json!({"run.oci.handler": "wasm"}),
-        json!({"module.wasm.image/variant": "compat-smart"}),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let pod = cri.pod(annotations, "CONTAINER");
-        let name = |what: &str| format!("{what}{n}");
-        let sidecar = cri.start(&pod, &name("sidecar"), &["sh", "-c", "echo a shell; exec sleep 1000"]);
-        let looping = cri.start(&pod, &name("loop"), &["/guest.wasm", "loop"]);
-        let ended = cri.start(&pod, &name("ended"), &["/guest.wasm", "one", "two"]);
-        assert_eq!(cri.status(&ended), 3);
-        assert!(cri.log(&name("ended")).contains(" stdout F wasm two\n"));
-        assert!(cri.log(&name("ended")).contains(" stderr F wasm to stderr\n"));
-        assert_eq!(cri.exec(&sidecar, &["cat", "/proc/1/comm"]), (0, "sleep\n".to_owned()));
-        assert_eq!(
-            cri.exec(&looping, &["sh", "-c", "echo $FROM_POD"]),
-            (0, "yes\n".to_owned())
-        );
-        assert_eq!(
-            cri.exec(&looping, &["/guest.wasm", "again"]),
-            (2, "wasm again\n".to_owned())
-        );
-        let stats = cri.call("ContainerStats", json!({"container_id": looping}));
-        assert!(
-            stats.pointer("/stats/memory/working_set_bytes/value").is_some(),
-            "{stats}"
-        );
-        assert_eq!(cri.stop(&looping, 10), 143);
-        assert_eq!(cri.stop(&sidecar, 0), 137);
-        cri.remove(&pod);
-    }
-}
-
-fn cri_gives_a_pod_its_own_network(ctx: &Ctx) {
-    let mut cri = cri(ctx, &busybox(ctx));
-    let namespaces = Namespaces {
-        network: "POD",
-        pid: "CONTAINER",
-    };
-    let pod = cri.pod_with(json!({}), namespaces);
-    let [one, other] = ["one", "other"].map(|name| cri.start(&pod, name, &["sleep", "1000"]));
-    let (_, addresses) = cri.exec(&one, &["ip", "-4", "addr"]);
-    assert!(
-        addresses.contains("192.0.2.") && addresses.contains("127.0.0.1"),
-        "{addresses}"
-    );
-    assert_eq!(cri.exec(&other, &["ip", "-4", "addr"]), (0, addresses));
-    assert_eq!(cri.exec(&other, &["hostname"]), (0, "pod\n".to_owned()));
-    cri.remove(&pod);
-}
-
-fn cri_shares_a_pods_pid_namespace(ctx: &Ctx) {
-    let mut cri = cri(ctx, &busybox_with_guest(ctx));
-    let pod = cri.pod(json!({"run.oci.handler": "wasm"}), "POD");
-    let sidecar = cri.start(&pod, "sidecar", &["sleep", "1000"]);
-    let looping = cri.start(&pod, "loop", &["/guest.wasm", "loop"]);
-    let (_, seen) = cri.exec(&sidecar, &["ps", "-o", "comm"]);
-    assert!(seen.contains("pause") && seen.contains("sleep"), "{seen}");
-    assert_eq!(cri.exec(&looping, &["cat", "/proc/1/comm"]), (0, "pause\n".to_owned()));
-    assert_eq!(cri.stop(&looping, 10), 143);
-    assert_eq!(cri.stop(&sidecar, 10), 143);
-    cri.remove(&pod);
-}
-
-fn cri_shows_why_a_container_did_not_start(ctx: &Ctx) {
-    let mut cri = cri(ctx, &busybox_with_guest(ctx));
-    let pod = cri.pod(json!({"run.oci.handler": "wasm-smart"}), "CONTAINER");
-    for (name, command, cause) in [
-        ("absent", "no-such-program", "no-such-program"),
-        ("component", "/component.wasm", "component"),
-    ] {
-        let id = cri.create(&pod, name, &[command]);
-        let error = cri.ask("StartContainer", &json!({"container_id": id})).unwrap_err();
-        assert!(error.contains(command) && error.contains(cause), "{error}");
-    }
-    cri.remove(&pod);
 }
