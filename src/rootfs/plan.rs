@@ -311,6 +311,7 @@ fn idmap(
                     maps: None,
                     path: Some(path.into()),
                     opened: None,
+                    by_parent: false,
                 }));
             }
             Some(None) => {
@@ -341,6 +342,7 @@ fn idmap(
         maps: Some((text(&uids), text(&gids))),
         path: None,
         opened: None,
+        by_parent: false,
     }))
 }
 
