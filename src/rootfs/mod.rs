@@ -30,7 +30,7 @@ mod tree;
 pub use error::Error;
 pub use options::known as known_options;
 pub use shared::SharedRoot;
-pub use sources::open_sources;
+pub use sources::{Sources, open_sources};
 
 use crate::host::Host;
 use error::Named;
@@ -112,6 +112,8 @@ struct Idmap {
     path: Option<PathBuf>,
     /// The user namespace that [`open_sources`] made.
     opened: Option<RawFd>,
+    /// Init can't set the map, since its user namespace does not own the file system: it asks the parent.
+    by_parent: bool,
 }
 
 type Id = u32;
@@ -176,9 +178,13 @@ pub fn console_of_running() -> Result<Console, Error> {
     console::open(&Root::new(resolve::open_dir(Path::new("/"))?), false)
 }
 
+/// Asks the parent to set the id map of a mount, by its place in `mounts`, on the detached mount that is given (see
+/// [`Sources::map`]); false if the parent is gone.
+pub type AskToMap<'a> = &'a dyn Fn(usize, BorrowedFd<'_>) -> bool;
+
 /// Sets the root's propagation, makes the root file system a mount point, makes every mount, device node and default
 /// symlink below it.
-pub fn mount_all(plan: &Plan) -> Result<Mounted<'_>, Error> {
+pub fn mount_all<'a>(plan: &'a Plan, ask: AskToMap<'_>) -> Result<Mounted<'a>, Error> {
     // Modes are given in full below; the caller's mask must not take from them.
     let mask = umask(Mode::empty());
     let mounted = pivot::prepare(plan).and_then(|root| {
@@ -187,7 +193,7 @@ pub fn mount_all(plan: &Plan) -> Result<Mounted<'_>, Error> {
             root: Root::new(root),
             host_proc: None,
         };
-        mounts::all(plan, &mounted.root)?;
+        mounts::all(plan, &mounted.root, ask)?;
         if plan.setup_dev {
             devices::all(plan, &mounted.root)?;
         }

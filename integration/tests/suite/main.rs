@@ -8,6 +8,7 @@ mod fallbacks;
 mod fds;
 mod harness;
 mod hooks;
+mod idmap;
 mod lifecycle;
 mod managers;
 mod mounts;
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
         namespaces::tests(),
         netdev::tests(),
         mounts::tests(),
+        idmap::tests(),
         process::tests(),
         hooks::tests(),
         terminal::tests(),

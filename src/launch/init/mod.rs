@@ -203,7 +203,7 @@ fn enter_sandbox(
         }
         return Ok(());
     };
-    let mounted = rootfs::mount_all(plan)?;
+    let mounted = rootfs::mount_all(plan, &|mount, tree| report.map_ids(mount, tree).is_ok())?;
     if handover.parent_hooks {
         report.mounted()?;
     }
