@@ -1,5 +1,5 @@
 //! What `events --stats` prints: the shape of runc's `types/events.go`, names and omissions included. (What is marked
-//! `omitempty` there is left out when it is 0 or has no elements; Go never leaves out a structure.)
+//! `omitempty` there is left out when it is 0 or has no elements. Structures are all there, as before runc 1.4.)
 
 use super::{Cgroup, Error, stats_v1, stats_v2};
 use serde::Serialize;
@@ -17,7 +17,7 @@ pub struct Stats {
     /// By page size, e.g. `2MB`.
     pub hugetlb: BTreeMap<String, Hugetlb>,
     /// Filled by who knows the container's resctrl group.
-    pub intel_rdt: serde_json::Map<String, serde_json::Value>,
+    pub intel_rdt: crate::process::rdt::Stats,
     /// `null`, as in runc, which knows only interfaces that it made itself.
     pub network_interfaces: Option<Vec<serde_json::Value>>,
 }

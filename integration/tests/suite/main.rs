@@ -9,6 +9,7 @@ mod fds;
 mod harness;
 mod hooks;
 mod lifecycle;
+mod limits;
 mod managers;
 mod mounts;
 mod namespaces;
@@ -28,6 +29,7 @@ fn main() -> std::process::ExitCode {
     let all = [
         harness::tests(),
         lifecycle::tests(),
+        limits::tests(),
         namespaces::tests(),
         netdev::tests(),
         mounts::tests(),
