@@ -13,6 +13,9 @@ use proa_sys::bpf;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+#[cfg(test)]
+mod tests;
+
 /// Applies every limit but the device rules. runc's order: first what is least likely to fail for lack of a controller.
 pub(super) fn apply(path: &Path, limits: &Limits) -> Result<(), Error> {
     let dir = Dir(path);

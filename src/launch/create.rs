@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::{Kind, enter, idmap, netdev};
 use crate::plan::Plan;
+use crate::process::rdt::Resctrl;
 use crate::process::{self, Filter};
 use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
@@ -103,7 +104,8 @@ impl Drop for Making {
             complaints.extend(root.detach().err().map(|error| error.to_string()));
         }
         if let Some(group) = self.rdt.take() {
-            complaints.extend(group.remove().err().map(|error| error.to_string()));
+            let removed = Resctrl::find().and_then(|resctrl| resctrl.remove(&group));
+            complaints.extend(removed.err().map(|error| error.to_string()));
         }
         if let Some((hooks, record)) = self.poststop.take() {
             start::run_poststop(&hooks, &record);

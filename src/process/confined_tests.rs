@@ -435,11 +435,9 @@ fn what_the_host_lacks_is_refused_by_name() {
     let mut plan = planned(json!({}));
     plan.rdt = Some(rdt::Group {
         name: "x".into(),
-        shared: false,
-        schemata: String::new(),
-        monitor: None,
+        ..Default::default()
     });
-    if rdt::require().is_err() {
+    if rdt::Resctrl::find().is_err() {
         let problem = check_host(&plan).unwrap_err().to_string();
         assert!(problem.contains("Intel RDT is not enabled"), "{problem}");
     }

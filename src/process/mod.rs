@@ -181,6 +181,14 @@ pub enum Error {
         /// Where it was looked for.
         path: PathBuf,
     },
+    /// The hardware lacks what `linux.intelRdt` asks for. Worded as runc words it.
+    #[error("{field} {problem}")]
+    Rdt {
+        /// The field.
+        field: String,
+        /// What is missing.
+        problem: String,
+    },
     /// The agent of `linux.seccomp.listenerPath` can't be reached.
     #[error("failed to connect with seccomp agent specified in the seccomp profile: {path}: {source}", path = path.display())]
     Agent {

@@ -164,6 +164,9 @@ pub enum Error {
     /// The resctrl group can't be removed. Worded as runc words it.
     #[error("unable to remove container's IntelRDT group: {0}")]
     RemoveRdt(#[source] crate::process::Error),
+    /// `linux.intelRdt` of the stored configuration.
+    #[error(transparent)]
+    Rdt(crate::process::Error),
     /// The mounts of a container without a mount namespace can't be taken away.
     #[error("unable to remove container's mounts: {0}")]
     RemoveMounts(#[source] crate::rootfs::Error),

@@ -10,6 +10,7 @@ mod harness;
 mod hooks;
 mod idmap;
 mod lifecycle;
+mod limits;
 mod managers;
 mod mounts;
 mod namespaces;
@@ -29,6 +30,7 @@ fn main() -> std::process::ExitCode {
     let all = [
         harness::tests(),
         lifecycle::tests(),
+        limits::tests(),
         namespaces::tests(),
         netdev::tests(),
         mounts::tests(),
