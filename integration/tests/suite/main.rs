@@ -1,5 +1,6 @@
 //! The behaviour of an OCI runtime, by capability; see `proa_integration` for the harness.
 
+mod attacks;
 mod bad_input;
 mod cgroups;
 mod exec;
@@ -18,7 +19,6 @@ mod netdev;
 mod notify;
 mod process;
 mod rootless;
-mod security;
 mod systemd;
 mod terminal;
 mod wasm;
@@ -45,7 +45,7 @@ fn main() -> std::process::ExitCode {
         cgroups::tests(),
         rootless::tests(),
         bad_input::tests(),
-        security::tests(),
+        attacks::tests(),
         systemd::tests(),
         wasm::tests(),
         fallbacks::tests(),
