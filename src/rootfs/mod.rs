@@ -13,6 +13,8 @@ mod console;
 mod copyup;
 mod devices;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod mounts;
 mod options;
 mod pivot;
