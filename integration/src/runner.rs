@@ -179,6 +179,7 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         .map_err(|e| format!("/proc/self/exe: {e}"))?
         .with_file_name("helpers");
     let probe = host::compile_helper("probe", &helpers)?;
+    host::compile_helper("attack", &helpers)?;
     let controllers = host::v2_controllers();
     let mut unfit = std::collections::BTreeMap::new();
     let mut trials = Vec::new();
