@@ -23,6 +23,8 @@ pub struct Birth {
     pub into_fallback: Option<OwnedFd>,
     /// Whether [`Cgroup::attach`] has to be called with the new process's pid before it may go on (systemd driver).
     pub by_pid: bool,
+    /// The cgroup below the unit's that `attach` is to be told, from `/`.
+    pub below: String,
     /// Whether a permission error from `into` or `join` is to be ignored: an unprivileged caller who asked for no cgroup.
     pub optional: bool,
 }
@@ -38,15 +40,13 @@ impl Cgroup {
             });
         }
         let subs = Subs::parse(subs, &self.v1)?;
+        if self.rootless && self.unit.is_some() && subs.everywhere.is_none() {
+            return Ok(self.by_the_manager("/"));
+        }
         let mut birth = Birth {
             optional: self.rootless && !self.explicit,
             ..Birth::default()
         };
-        if self.rootless && self.unit.is_some() && subs.everywhere.is_none() {
-            // Only systemd may move a process of ours into a scope that has another delegate above it.
-            birth.by_pid = true;
-            return Ok(birth);
-        }
         for node in &self.v1 {
             let sub = subs.of(node);
             let path = paths::below(&node.path, sub)?;
@@ -113,21 +113,38 @@ impl Cgroup {
             ..hierarchy
         }
         .own_dir();
+        if self.rootless
+            && self.unit.is_some()
+            && let Some(Ok(below)) = self.unified.as_ref().map(|unit| path.strip_prefix(unit))
+        {
+            return Ok(self.by_the_manager(&format!("/{}", below.display())));
+        }
         birth.enter(self.tolerate(open_dir(&path), &path)?, &path);
         Ok(birth)
+    }
+
+    /// Only systemd may move a process of ours into a scope that has another delegate above it.
+    fn by_the_manager(&self, below: &str) -> Birth {
+        Birth {
+            optional: !self.explicit,
+            by_pid: true,
+            below: below.to_owned(),
+            ..Birth::default()
+        }
     }
 
     /// Makes the systemd scope around `pid`, waits for systemd's job, applies the limits systemd doesn't know.
     ///
     /// After an error [`Cgroup::destroy`] undoes what was done; a unit that was not made here is left alone.
     ///
-    /// With a scope that is there already (`exec` without privileges) asks systemd to move `pid` into it.
-    pub fn attach(&mut self, pid: Pid) -> Result<(), Error> {
+    /// With a scope that is there already (`exec` without privileges) asks systemd to move `pid` into it, or into the cgroup
+    /// `below` it.
+    pub fn attach(&mut self, pid: Pid, below: &str) -> Result<(), Error> {
         if let Some(pending) = self.pending.take() {
             return super::create::attach(self, *pending, pid);
         }
         let Some(unit) = &self.unit else { return Ok(()) };
-        match systemd::Manager::connect(self.rootless)?.attach(unit, pid) {
+        match systemd::Manager::connect(self.rootless)?.attach(unit, below, pid) {
             Err(Error::Dbus(dbus::Error::Remote { .. })) if self.rootless && !self.explicit => Ok(()),
             result => result,
         }

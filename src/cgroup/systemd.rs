@@ -137,10 +137,10 @@ impl Manager {
         Ok(())
     }
 
-    /// Moves `pid` into a unit.
-    pub fn attach(&mut self, unit: &str, pid: Pid) -> Result<(), Error> {
+    /// Moves `pid` into a unit's cgroup, or one `below` it (`/` is its own).
+    pub fn attach(&mut self, unit: &str, below: &str, pid: Pid) -> Result<(), Error> {
         let pids = Value::Array("u".into(), vec![Value::U32(pid.as_raw().cast_unsigned())]);
-        self.call("AttachProcessesToUnit", &[Value::str(unit), Value::str("/"), pids])?;
+        self.call("AttachProcessesToUnit", &[Value::str(unit), Value::str(below), pids])?;
         Ok(())
     }
 

@@ -294,7 +294,7 @@ impl Spawning<'_> {
             (child, early) = parent::replace_middle(&channel, newborn)?;
         }
         if settling.attach {
-            cgroup.attach(child.pid)?;
+            cgroup.attach(child.pid, "/")?;
         }
         netdev::move_all(&plan.namespaces, &joins, child.pid)?;
         if settling.wait {

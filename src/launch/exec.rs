@@ -92,7 +92,7 @@ impl Request<'_> {
             true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
             false => cgroup.birth(sub_cgroups)?,
         };
-        let attach = entry.by_pid;
+        let attach = entry.by_pid.then(|| entry.below.clone());
         let pidfd = self.container.pidfd()?;
         let (cgroup_kind, kinds): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| *kind == Kind::Cgroup);
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
@@ -107,10 +107,10 @@ impl Request<'_> {
         let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
         let mut middle = needs_middle.then(|| Middle {
             in_user_namespace: kinds.contains(&Kind::User),
-            wait: attach,
+            wait: attach.is_some(),
             ..Middle::default()
         });
-        birth.wait = attach && !needs_middle;
+        birth.wait = attach.is_some() && !needs_middle;
         let through = birth.enter(entry, middle.as_mut());
         let handover = Handover {
             image: image.numbers().collect(),
@@ -150,8 +150,8 @@ impl Request<'_> {
         if has_middle {
             (child, early) = parent::replace_middle(&channel, newborn)?;
         }
-        if attach {
-            cgroup.attach(child.pid)?;
+        if let Some(below) = attach {
+            cgroup.attach(child.pid, &below)?;
             channel.send(&Message::Go)?;
         }
         Ok((child, channel, early))

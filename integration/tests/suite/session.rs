@@ -355,12 +355,18 @@ fn a_user_divides_its_own_cgroup(ctx: &Ctx) {
         .bundle
         .namespace("cgroup", None)
         .mount(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"]}))
-        .sh("cd /sys/fs/cgroup && mkdir init work && echo 1 >init/cgroup.procs && echo +pids >cgroup.subtree_control && \
-             echo 7 >work/pids.max && cat work/pids.max >/dev/shm/max; sleep 1000");
-    session.detached().output().ok();
+        .sh(
+            "cd /sys/fs/cgroup && mkdir init work && echo 1 >init/cgroup.procs && echo +pids >cgroup.subtree_control && \
+             echo 7 >work/pids.max && cat work/pids.max; exec sleep 1000",
+        );
+    let said = ctx.dir.join("said");
+    session.detached().stdout_to(&said).output().ok();
     eventually("a limit of its own", || {
-        (session.exec(&["cat", "/dev/shm/max"]).stdout == "7\n").then_some(())
+        (fs::read_to_string(&said).unwrap() == "7\n").then_some(())
     });
+    // The scope itself takes no process any more: an exec goes where init has gone.
+    let text = session.exec(&["cat", "/proc/self/cgroup"]).ok().stdout.clone();
+    assert!(text.lines().any(|l| l == "0::/init"), "{text}");
     session.verb(&["delete", "--force"]).ok();
     assert_eq!(session.property(&session.scope(), "LoadState"), "not-found");
 }
