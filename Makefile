@@ -11,7 +11,7 @@ SECCOMP_DIR = $(shell dirname "$$($(CC) -print-file-name=libseccomp.a)")
 STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$(SECCOMP_DIR)
 
 .NOTPARALLEL:
-.PHONY: build demo test check unit integration bench fuzz install setup clean
+.PHONY: build demo test test-vm test-all check unit integration bench fuzz install setup clean
 
 build: setup-build
 	@mkdir -p $(BIN)
@@ -25,6 +25,16 @@ demo: setup-demo build
 
 # The suite comes last: its closing line is the verdict.
 test: setup-test check unit build integration
+
+# In a virtual machine with cgroup v2, all its controllers, and systemd: the part that only such a machine can try, some
+# minutes. docs/testing.md has the rest.
+test-vm: setup-vm build
+	integration/vm/test chosen
+
+# Everything: `test`, and the whole suite in the virtual machine (about an hour).
+test-all: test
+	@scripts/setup vm
+	integration/vm/test all
 
 check:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then $(CARGO) fmt --all --check; else echo 'rustfmt is not installed: skipped'; fi
@@ -58,11 +68,11 @@ install: build
 		cp -R target/engine/current/. $(DESTDIR)$(PREFIX)/lib/proa/engine/; \
 	fi
 
-# Everything that any of the targets needs; setup-build, setup-demo, setup-test and setup-bench only for that one.
+# Everything that any of the targets needs; setup-build, setup-demo, … only for that one.
 setup: setup-all
 
-.PHONY: setup-all setup-build setup-demo setup-test setup-bench
-setup-all setup-build setup-demo setup-test setup-bench: setup-%:
+.PHONY: setup-all setup-build setup-demo setup-test setup-bench setup-vm
+setup-all setup-build setup-demo setup-test setup-bench setup-vm: setup-%:
 	@scripts/setup $*
 
 # The engine that set-up chooses, and Debian stable's: both run the tests.
