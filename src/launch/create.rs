@@ -70,6 +70,13 @@ impl Making {
         sdnotify::make_directory(reservation.dir())?;
         reservation.save(&record)?;
         let cgroup = self.cgroup.insert(cgroup.create()?);
+        if cgroup.is_none() && !plan.namespaces.makes(Kind::Pid) {
+            // runc's words, without the announcement that it will be an error some day.
+            tracing::warn!(
+                "Creating a rootless container with no cgroup and no private pid namespace. Such configuration is strongly \
+                 discouraged (as it is impossible to properly kill all container's processes)"
+            );
+        }
         if cgroup.save() != record.cgroup {
             record.cgroup = cgroup.save();
             reservation.save(&record)?;

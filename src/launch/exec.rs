@@ -90,7 +90,7 @@ impl Request<'_> {
         // An init that manages cgroups of its own has moved to one of those; runc goes there, too.
         let entry = match sub_cgroups.is_empty() && cgroup.is_left()? {
             true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
-            false => cgroup.birth(sub_cgroups)?,
+            false => cgroup.birth_of_exec(sub_cgroups)?,
         };
         let attach = entry.by_pid;
         let pidfd = self.container.pidfd()?;

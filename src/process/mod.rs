@@ -217,7 +217,12 @@ impl Error {
 /// container may trace it or look into `/proc/PID` for descriptors that lead to the host (CVE-2016-9962). execve(2) undoes
 /// it; the in-process engine keeps it.
 pub fn early() -> Result<(), Error> {
-    nix::sys::prctl::set_dumpable(false).map_err(Error::call("prctl(PR_SET_DUMPABLE, 0)"))
+    traceable(false)
+}
+
+/// Whether others may trace this process and its files in `/proc` are its user's.
+pub fn traceable(yes: bool) -> Result<(), Error> {
+    nix::sys::prctl::set_dumpable(yes).map_err(Error::call("prctl(PR_SET_DUMPABLE)"))
 }
 
 /// After the file system is done: the session keyring, AppArmor and SELinux (for the next execve if `native`, for this
