@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::{Kind, enter, idmap, netdev};
 use crate::plan::Plan;
+use crate::process::rdt::Resctrl;
 use crate::process::{self, Filter};
 use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
@@ -56,6 +57,7 @@ struct Making {
     cgroup: Option<Cgroup>,
     init: Newborn,
     rdt: Option<process::rdt::Group>,
+    mounts: Option<rootfs::SharedRoot>,
     poststop: Option<(Vec<Hook>, Record)>,
 }
 
@@ -88,6 +90,7 @@ impl Making {
     fn keep(mut self) {
         self.init.keep();
         self.rdt = None;
+        self.mounts = None;
         self.poststop = None;
         if let Some(reservation) = self.reservation.take() {
             reservation.commit();
@@ -104,8 +107,12 @@ impl Drop for Making {
             let emptied = cgroup.signal_all(Signal::SIGKILL).and_then(|()| cgroup.destroy());
             complaints.extend(emptied.err().map(|error| error.to_string()));
         }
+        if let Some(root) = self.mounts.take() {
+            complaints.extend(root.detach().err().map(|error| error.to_string()));
+        }
         if let Some(group) = self.rdt.take() {
-            complaints.extend(group.remove().err().map(|error| error.to_string()));
+            let removed = Resctrl::find().and_then(|resctrl| resctrl.remove(&group));
+            complaints.extend(removed.err().map(|error| error.to_string()));
         }
         if let Some((hooks, record)) = self.poststop.take() {
             start::run_poststop(&hooks, &record);
@@ -145,6 +152,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     // From here on the container is something that others can have seen: as with runc, poststop hooks follow whatever fails.
     let poststop = plan.hooks.poststop().clone().unwrap_or_default();
     making.poststop = (!poststop.is_empty()).then(|| (poststop, record.clone()));
+    making.mounts = record.shared_root.clone();
     let sources = rootfs::open_sources(&mut plan.rootfs)?;
     let request = Spawning {
         console: offer.for_init.as_ref(),

@@ -119,6 +119,7 @@ impl Request<'_> {
             join_process: Some(JoinProcess {
                 pidfd: number(&pidfd),
                 pid: record.pid,
+                start_time: record.start_time,
                 kinds,
                 cgroup: !cgroup_kind.is_empty(),
             }),

@@ -190,7 +190,24 @@ fn bind_host_sys(scene: &Scene<'_>, place: &Place) -> Result<(), Error> {
     };
     let tree = tree::bind(source, true, place.fd.as_fd(), &place.real, scene.root)?;
     flags(tree.as_fd(), scene.mount)?;
+    below_too(tree.as_fd(), scene.mount)?;
     scene.settle(tree.as_fd())
+}
+
+/// What was asked for is one file system. What came is more, cgroups that the container's root may write to among it
+/// (CVE-2023-25809): what restricts the one has to restrict all.
+fn below_too(tree: BorrowedFd<'_>, mount: &Mount) -> Result<(), Error> {
+    let restricting =
+        Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOEXEC;
+    let change = Change {
+        set: tree::attributes(mount.options.flags) & restricting.bits(),
+        clear: 0,
+        recursive: true,
+    };
+    if change.set == 0 {
+        return Ok(());
+    }
+    tree::change(tree, change).call(|| format!("mount_setattr({:?}, {change:x?})", mount.destination))
 }
 
 /// A bind mount.

@@ -48,6 +48,12 @@ pub(super) fn build(
         ));
     }
     let propagation = root_propagation(spec, options)?;
+    if propagation != 0 && !private {
+        return Err(field(
+            "linux.rootfsPropagation",
+            "needs a mount namespace: without one it would change the caller's mounts",
+        ));
+    }
     let mut mounts = Vec::new();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         mounts.push(build_mount(index, mount, spec, (bundle, &root), host)?);

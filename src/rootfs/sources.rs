@@ -53,9 +53,6 @@ impl Sources {
 /// `plan`.
 pub fn open_sources(plan: &mut Plan) -> Result<Sources, Error> {
     let mut sources = Sources::default();
-    if !plan.private {
-        return Ok(sources);
-    }
     let (userns, keep_shared) = (plan.userns, !plan.userns && plan.propagation & SHARED != 0);
     for mount in &mut plan.mounts {
         if mount.kind != Kind::Bind || !(userns || mount.idmap.is_some()) {
