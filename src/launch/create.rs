@@ -12,7 +12,7 @@ use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
 use super::terminal::{self, Offer};
 use super::{CreateOptions, Error, parent, sdnotify, start};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::{Kind, enter, idmap, netdev};
@@ -128,7 +128,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let preserve = parent::preserved_descriptors(parent::listen_fds(), options.preserve_fds)?;
     let mut config = Config::load(&options.bundle)?;
     sdnotify::offer(&mut config.spec, &store.dir(&options.id)?)?;
-    let host = Host::probe(options.rootless);
+    let host = Host::probe(options.rootless, options.driver == cgroup::Driver::Systemd);
     let mut plan = parent::resolve(&config, &host, options)?;
     process::check_host(&plan.process)?;
     let image = image::open(plan.hull)?;
@@ -209,8 +209,7 @@ impl Created {
             status: "creating",
             sources: None,
         }
-        .until_running(&self.channel)
-        .map_err(|error| error.seen(self.record.terminal))?;
+        .until_running(&self.channel)?;
         if let Some(reservation) = &self.making.reservation {
             reservation.save_created(&mut self.record)?;
         }
@@ -292,7 +291,7 @@ impl Spawning<'_> {
             if settling.middle {
                 parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
             }
-            idmap::write(&plan.namespaces, child.pid, !host.rootless, host.euid, host.egid)?;
+            idmap::write(&plan.namespaces, child.pid, host)?;
         }
         if settling.middle {
             if settling.map_ids {

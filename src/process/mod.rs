@@ -88,8 +88,8 @@ pub struct Options {
     pub no_new_keyring: bool,
     /// The process joins a running container (`exec`).
     pub exec: bool,
-    /// The caller isn't the host's root: additional groups that can't be set are no error.
-    pub rootless: bool,
+    /// The caller isn't root: it has no additional groups to give, and it is no error if it can't drop its own.
+    pub unprivileged: bool,
 }
 
 /// Why the process can't be set up; names the field and the value, or the call and its arguments. Worded as runc words it
