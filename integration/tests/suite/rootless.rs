@@ -12,6 +12,7 @@ tests! {
     rootless_runs_with_only_its_own_id_mapped .once();
     rootless_maps_a_range_with_newuidmap .once().not_for(&[(Kind::Crun, "1.8 needs a user session")]);
     rootless_maps_foreign_ids_only_by_subuid .once();
+    rootless_without_newuidmap_has_its_own_id .once();
     rootless_create_start_exec_delete .once();
     rootless_exec_without_pidfds .once().only_proa();
     rootless_root_inside_is_the_user_outside .once();
@@ -159,6 +160,21 @@ fn rootless_maps_foreign_ids_only_by_subuid(ctx: &Ctx) {
     world
         .run()
         .refused(&["newuidmap", "newgidmap", "mapping", "not permitted"]);
+}
+
+fn rootless_without_newuidmap_has_its_own_id(ctx: &Ctx) {
+    let world = world(ctx);
+    let bundle = world.bundle.dir.to_str().unwrap();
+    world.bundle.sh("id -u");
+    let run = || {
+        let call = world.call(&["run", "--bundle", bundle, &ctx.id()]);
+        call.env("PATH", "/nonexistent").output()
+    };
+    assert_eq!(run().ok().text(), "0");
+    world.map(
+        json!([{"containerID": 0, "hostID": USER, "size": 1}, {"containerID": 1, "hostID": 300_000, "size": 65535}]),
+    );
+    run().refused(&["newuidmap"]).code(1);
 }
 
 fn rootless_create_start_exec_delete(ctx: &Ctx) {
@@ -360,6 +376,13 @@ fn root_of_a_user_namespace_maps_without_help(ctx: &Ctx) {
     let world = world(ctx);
     world.map(json!([{"containerID": 0, "hostID": 0, "size": 1}, {"containerID": 1, "hostID": 10, "size": 20}]));
     world.bundle.sh("id -u; cat /proc/self/uid_map | wc -l");
+    let id = ctx.id();
+    let call = world.bare(&["run", "--bundle", world.bundle.dir.to_str().unwrap(), &id]);
+    assert_eq!(as_root_of_a_user_namespace(call).ok().stdout, "0\n2\n");
+}
+
+/// Makes `call` as root of a user namespace in which the user and 65535 further ids are mapped.
+pub fn as_root_of_a_user_namespace(call: Call) -> proa_integration::Output {
     // Somebody to make the namespace, and to keep it.
     let mut keeper = Command::new("unshare")
         .args(["--user", "sleep", "1000"])
@@ -374,12 +397,10 @@ fn root_of_a_user_namespace_maps_without_help(ctx: &Ctx) {
         fs::write(proc.join(map), format!("0 {USER} 1\n1 300000 65535\n")).unwrap();
     }
     let namespace = format!("--user={}", proc.join("ns/user").display());
-    let id = ctx.id();
-    let out = world
-        .bare(&["run", "--bundle", world.bundle.dir.to_str().unwrap(), &id])
+    let out = call
         .under(&["nsenter", &namespace, "--setuid", "0", "--setgid", "0"])
         .output();
     keeper.kill().unwrap();
     keeper.wait().unwrap();
-    assert_eq!(out.ok().stdout, "0\n2\n");
+    out
 }

@@ -8,7 +8,7 @@ use proa_integration::ctx::eventually;
 use proa_integration::{Call, Ctx, Kind, View, tests};
 use serde_json::json;
 
-use crate::rootless::{USER, World, world};
+use crate::rootless::{USER, World, as_root_of_a_user_namespace, world};
 
 tests! {
     rootless_without_access_to_cgroups_goes_without .not_for(&[(Kind::Crun, "1.8 needs a user session")]);
@@ -21,6 +21,7 @@ tests! {
     rootless_delegated_cgroup_is_used_from_outside .not_for(&[(Kind::Crun, "1.8 needs a user session")]);
     rootless_hybrid_host_that_delegates_v1_only .views(&[View::Hybrid]).not_for(&[(Kind::Crun, "refuses hybrid")]);
     rootless_systemd_cgroup_without_a_bus_is_refused .views(&[View::V2]).only_proa();
+    root_of_a_user_namespace_asks_the_systemd_of_its_session_or_its_own .views(&[View::V2]).only_proa();
     rootless_without_cgroup_and_pid_namespace_is_warned_of .once().only_proa();
 }
 
@@ -283,6 +284,25 @@ fn rootless_systemd_cgroup_without_a_bus_is_refused(ctx: &Ctx) {
     world
         .run_with(&["--systemd-cgroup"])
         .refused(&["could not detect DBUS_SESSION_BUS_ADDRESS from the environment"])
+        .code(1);
+}
+
+/// A user namespace may play a whole machine, with a systemd of its own.
+fn root_of_a_user_namespace_asks_the_systemd_of_its_session_or_its_own(ctx: &Ctx) {
+    let world = world(ctx);
+    ctx.tmpfs(Path::new("/run"), "mode=755");
+    fs::create_dir_all("/run/systemd/system").unwrap();
+    let bundle = world.bundle.dir.to_str().unwrap();
+    let run = |bus: &str| {
+        let call = world.bare(&["--systemd-cgroup", "run", "--bundle", bundle, &ctx.id()]);
+        as_root_of_a_user_namespace(call.env("DBUS_SESSION_BUS_ADDRESS", bus).env("XDG_RUNTIME_DIR", ""))
+    };
+    run("").refused(&["/run/dbus/system_bus_socket"]).code(1);
+    run("unix:path=/run/user/0/bus")
+        .refused(&["/run/dbus/system_bus_socket"])
+        .code(1);
+    run("unix:path=/run/user/12345/bus")
+        .refused(&["/run/user/12345/bus"])
         .code(1);
 }
 
