@@ -140,6 +140,8 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         unreachable!("reserve() made both");
     };
 
+    plan.rootfs.set_cgroup(cgroup.path(""));
+
     let filter = plan
         .seccomp
         .as_ref()

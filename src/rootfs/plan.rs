@@ -68,6 +68,7 @@ pub(super) fn build(
         private,
         userns,
         cgroupns: spaces.find(Ns::Cgroup).is_some(),
+        cgroup: None,
         propagation,
         no_pivot: options.no_pivot,
         devices: if setup_dev { devices(spec)? } else { Vec::new() },

@@ -18,6 +18,8 @@ tests! {
     rootless_flag_says_whether_cgroups_are_needed .not_for(&[(Kind::Crun, "has no such flag")]);
     rootless_flag_of_host_root_is_about_cgroups_only .once().not_for(&[(Kind::Crun, "has no such flag")]);
     rootless_delegated_cgroup_has_every_verb .not_for(&[(Kind::Crun, "1.8 needs a user session")]);
+    rootless_container_sees_its_own_cgroup_only .views(&[View::V2]).not_for(&[(Kind::Crun, "1.8 needs a user session")]);
+    rootless_container_without_a_cgroup_sees_none .views(&[View::V2]).not_for(&[(Kind::Crun, "1.8 needs a user session")]);
     rootless_delegated_cgroup_is_used_from_outside .not_for(&[(Kind::Crun, "1.8 needs a user session")]);
     rootless_hybrid_host_that_delegates_v1_only .views(&[View::Hybrid]).not_for(&[(Kind::Crun, "refuses hybrid")]);
     rootless_systemd_cgroup_without_a_bus_is_refused .views(&[View::V2]).only_proa();
@@ -232,6 +234,54 @@ fn rootless_delegated_cgroup_has_every_verb(ctx: &Ctx) {
     call(&["delete", &id]).ok();
     assert!(dirs.iter().all(|dir| !dir.exists()));
     leave(ctx, &parent);
+}
+
+fn with_cgroups_mounted(world: &World<'_>) {
+    world.bundle.mount(json!({
+        "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+        "options": ["nosuid", "noexec", "nodev", "relatime", "ro"]
+    }));
+}
+
+/// Whether or not the kernel lets the user namespace mount them: where the host has put something over its own, it does not.
+fn rootless_container_sees_its_own_cgroup_only(ctx: &Ctx) {
+    let world = world(ctx);
+    let parent = delegate(ctx, |_| true);
+    world.bundle.set("/linux/cgroupsPath", json!(format!("{parent}/c")));
+    with_cgroups_mounted(&world);
+    let id = sleeping(&world, ctx, &parent);
+    let exec = |args: &[&str]| {
+        let call = [&["exec", &id], args].concat();
+        inside(ctx, &parent, world.bare(&call)).output().ok().stdout.clone()
+    };
+    assert_eq!(exec(&["find", "/sys/fs/cgroup", "-type", "d"]), "/sys/fs/cgroup\n");
+    assert!(
+        exec(&["cat", "/sys/fs/cgroup/cgroup.procs"])
+            .lines()
+            .any(|pid| pid == "1")
+    );
+    let options = exec(&["awk", "$5 == \"/sys/fs/cgroup\" {print $6}", "/proc/self/mountinfo"]);
+    for option in ["ro", "nosuid", "noexec", "nodev"] {
+        assert!(
+            options.lines().last().unwrap().split(',').any(|found| found == option),
+            "{options}"
+        );
+    }
+    world.call(&["delete", "--force", &id]).output().ok();
+    leave(ctx, &parent);
+}
+
+fn rootless_container_without_a_cgroup_sees_none(ctx: &Ctx) {
+    let world = world(ctx);
+    with_cgroups_mounted(&world);
+    // Something over a part of it: the kernel then lets no user namespace mount what it would uncover.
+    let covered = ctx.cgroup_dir("", &ctx.cgroup_parent());
+    fs::create_dir(&covered).unwrap();
+    ctx.host_mount(&["-t", "tmpfs", "tmpfs"], &covered);
+    world
+        .bundle
+        .sh("find /sys/fs/cgroup | wc -l; touch /sys/fs/cgroup/x 2>/dev/null || echo refused");
+    assert_eq!(world.run().ok().stdout, "1\nrefused\n");
 }
 
 /// exec by a caller whose own cgroup is not below what was delegated: on v2 the kernel keeps its process out of the
