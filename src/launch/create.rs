@@ -272,7 +272,7 @@ impl Spawning<'_> {
             if settling.middle {
                 parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
             }
-            idmap::write(&plan.namespaces, child.pid, !host.rootless, host.euid, host.egid)?;
+            idmap::write(&plan.namespaces, child.pid, !host.unprivileged(), host.euid, host.egid)?;
         }
         if settling.middle {
             if settling.map_ids {
