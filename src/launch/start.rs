@@ -8,6 +8,10 @@ use crate::state::{Action, Record, Refused, Store};
 use nix::sys::socket::SockFlag;
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
+use std::time::Duration;
+
+/// How long an init that could not execute its program is waited for.
+const END: Duration = Duration::from_secs(2);
 
 /// Starts the created container `id`.
 ///
@@ -39,7 +43,12 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         status: "created",
         sources: None,
     }
-    .until_running(&channel)?;
+    .until_running(&channel)
+    .inspect_err(|_| {
+        // It is about to end: who asks or deletes next must not meet it alive. If it takes longer, that isn't worth a word
+        // beside the cause.
+        crate::state::process::wait_gone(record.pid, record.start_time, END);
+    })?;
     poststart(&config, &container.record)?;
     // Nobody listens there any more: later status checks need not even try.
     container.remove_start()?;

@@ -1,7 +1,7 @@
-//! The runtime under containerd (its client and its CRI plugin), podman and Docker, each started by the test with directories
+//! The runtime under containerd (its client and its CRI plugin), podman, buildah and Docker, each started by the test with directories
 //! and sockets of its own. Where a manager needs configuration, it is the block that `docs/managers.md` shows.
 
-/// Registers tests for both releases of containerd: `name(ctx, release)` becomes `system::name` and `newer::name`.
+/// Registers tests for both releases of a manager: `name(ctx, release)` becomes `system::name` and `newer::name`.
 macro_rules! of_both {
     ($($name:ident $(.$method:ident($($arg:expr),*))*;)*) => {
         mod system {
@@ -21,12 +21,15 @@ macro_rules! of_both {
     };
 }
 
+mod buildah;
 mod containerd;
 mod cri;
 mod docker;
+mod later;
 mod podman;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -44,10 +47,14 @@ const WASM: &[&str] = &["--annotation", "run.oci.handler=wasm"];
 
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
-    [containerd::tests(), cri::tests(), docker::tests(), podman::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        containerd::tests(),
+        cri::tests(),
+        docker::tests(),
+        podman::tests(),
+        buildah::tests(),
+    ]
+    .concat()
 }
 
 /// A guest with something to see: arguments, status, terminal, and an end only by signal.
@@ -96,12 +103,24 @@ fn busybox_with_guest(ctx: &Ctx) -> PathBuf {
     image_with(ctx, &[("guest.wasm", &guest), ("component.wasm", wasm::COMPONENT)])
 }
 
+/// The same with programs that are there, executable, and refused by the kernel.
+fn odd_programs(ctx: &Ctx) -> PathBuf {
+    image_with(
+        ctx,
+        &[
+            ("bin/garbage", b"neither ELF nor script"),
+            ("bin/lost", b"#!/no/such/interpreter\n"),
+        ],
+    )
+}
+
 fn image_with(ctx: &Ctx, files: &[(&str, &[u8])]) -> PathBuf {
     let dir = ctx.mkdir("image");
     let rootfs = dir.join("rootfs");
     make_rootfs(&rootfs, &ctx.probe);
     for (name, bytes) in files {
         fs::write(rootfs.join(name), bytes).unwrap();
+        fs::set_permissions(rootfs.join(name), fs::Permissions::from_mode(0o755)).unwrap();
     }
     let config = json!({"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"]});
     image::archive(&dir, &rootfs, IMAGE, (image::architecture(), "linux"), &config)
