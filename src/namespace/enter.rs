@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 /// A namespace to join, opened by the parent: descriptors survive what happens to the path.
@@ -34,8 +34,11 @@ pub fn open(plan: &super::Plan) -> Result<Vec<(Kind, OwnedFd)>, Error> {
 
 /// Joins one namespace.
 pub fn join(kind: Kind, fd: BorrowedFd<'_>) -> Result<(), Error> {
-    setns(fd, CloneFlags::from_bits_retain(kind.flag() as i32)).map_err(|errno| Error::Call {
-        call: format!("setns({kind:?})"),
+    setns(fd, CloneFlags::from_bits_retain(kind.flag() as i32)).map_err(|errno| Error::Join {
+        kind,
+        // By what name it was opened nobody knows any more. Where even this is not to be seen, the descriptor must do.
+        path: std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .unwrap_or_else(|_| PathBuf::from(format!("<descriptor {}>", fd.as_raw_fd()))),
         errno,
     })
 }
@@ -74,7 +77,7 @@ pub fn join_process_each(pid: i32, kinds: &[Kind], lives: impl Fn() -> bool) -> 
     let mut later = Vec::new();
     for (kind, file) in others {
         match join(*kind, file.as_fd()) {
-            Err(Error::Call {
+            Err(Error::Join {
                 errno: Errno::EPERM, ..
             }) if !user.is_empty() => later.push((kind, file)),
             other => other?,

@@ -164,7 +164,7 @@ pub enum Error {
         problem: String,
     },
     /// A namespace file can't be opened.
-    #[error("namespace {kind:?}: open {path}: {source}", path = path.display())]
+    #[error("namespace path: open {path} (a {kind:?} namespace): {source}", path = path.display())]
     Open {
         /// Its kind.
         kind: Kind,
@@ -172,6 +172,16 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// A namespace can't be joined. Words are runc's.
+    #[error("failed to setns into {kind} namespace {path:?}: {errno}", kind = kind.file_name(), errno = errno.desc())]
+    Join {
+        /// Its kind.
+        kind: Kind,
+        /// The file that should be one.
+        path: PathBuf,
+        /// Why.
+        errno: Errno,
     },
     /// A system call refused.
     #[error("{call}: {errno}")]
