@@ -22,10 +22,10 @@ pub fn open(plan: &super::Plan) -> Result<Vec<(Kind, OwnedFd)>, Error> {
     plan.join
         .iter()
         .map(|join| {
-            let file = File::open(&join.path).map_err(|source| Error::Open {
+            let file = File::open(&join.path).map_err(|error| Error::Open {
                 kind: join.kind,
                 path: join.path.clone(),
-                source,
+                errno: errno_of(&error),
             })?;
             Ok((join.kind, file.into()))
         })
@@ -102,12 +102,21 @@ pub fn change_root(root: BorrowedFd<'_>) -> Result<(), Error> {
     rustix::process::chroot(".").map_err(failed("chroot(\".\")"))
 }
 
+/// What open(2) said.
+pub(super) fn errno_of(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
 /// A namespace of the process `pid`, opened.
 pub fn open_of(pid: i32, kind: Kind) -> Result<OwnedFd, Error> {
     let path = PathBuf::from(format!("/proc/{pid}/ns/{}", kind.file_name()));
     match File::open(&path) {
         Ok(file) => Ok(file.into()),
-        Err(source) => Err(Error::Open { kind, path, source }),
+        Err(error) => Err(Error::Open {
+            kind,
+            path,
+            errno: errno_of(&error),
+        }),
     }
 }
 
