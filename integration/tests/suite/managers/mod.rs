@@ -27,6 +27,7 @@ mod docker;
 mod podman;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -93,7 +94,23 @@ fn busybox(ctx: &Ctx) -> PathBuf {
 /// The same with `/guest.wasm`, and with a component that no engine here runs.
 fn busybox_with_guest(ctx: &Ctx) -> PathBuf {
     let guest = fs::read(wasm::compile(&ctx.dir, "guest", GUEST, &[])).unwrap();
-    image_with(ctx, &[("guest.wasm", &guest), ("component.wasm", wasm::COMPONENT)])
+    let broken = b"\0asm\x01\0\0\0garbage";
+    image_with(
+        ctx,
+        &[
+            ("guest.wasm", &guest),
+            ("component.wasm", wasm::COMPONENT),
+            ("broken.wasm", broken),
+        ],
+    )
+}
+
+/// The same image with programs that cannot be executed: of another architecture, and for an interpreter that is not there.
+fn unfit_programs(ctx: &Ctx) -> PathBuf {
+    let mut other = fs::read(&ctx.probe).unwrap();
+    // e_machine, elf(5): none that there is.
+    other[18..20].copy_from_slice(&[0xff, 0xff]);
+    image_with(ctx, &[("other-arch", &other), ("no-interpreter", b"#!/no/such\n")])
 }
 
 fn image_with(ctx: &Ctx, files: &[(&str, &[u8])]) -> PathBuf {
@@ -101,7 +118,9 @@ fn image_with(ctx: &Ctx, files: &[(&str, &[u8])]) -> PathBuf {
     let rootfs = dir.join("rootfs");
     make_rootfs(&rootfs, &ctx.probe);
     for (name, bytes) in files {
-        fs::write(rootfs.join(name), bytes).unwrap();
+        let path = rootfs.join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let config = json!({"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"]});
     image::archive(&dir, &rootfs, IMAGE, (image::architecture(), "linux"), &config)

@@ -140,7 +140,7 @@ fn pause(ctx: &Ctx) -> PathBuf {
     let dir = ctx.mkdir("pause");
     let program = host::compile_helper("pause", &ctx.mkdir("helpers")).unwrap();
     let rootfs = dir.join("rootfs");
-    fs::create_dir(&rootfs).unwrap();
+    fs::create_dir_all(&rootfs).unwrap();
     fs::copy(program, rootfs.join("pause")).unwrap();
     let config = json!({"Entrypoint": ["/pause"]});
     image::archive(&dir, &rootfs, PAUSE, (image::architecture(), "linux"), &config)
