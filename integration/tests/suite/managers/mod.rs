@@ -1,9 +1,10 @@
 //! The runtime under containerd (its client and its CRI plugin), podman and Docker, each started by the test with directories
 //! and sockets of its own. Where a manager needs configuration, it is the block that `docs/managers.md` shows.
 
-/// Registers tests for both releases of containerd: `name(ctx, release)` becomes `system::name` and `newer::name`.
+/// Registers tests for both releases of containerd: `name(ctx, release)` becomes `system::name` and `newer::name`; those after
+/// `@newer` only the latter.
 macro_rules! of_both {
-    ($($name:ident $(.$method:ident($($arg:expr),*))*;)*) => {
+    ($($name:ident $(.$method:ident($($arg:expr),*))*;)* $(@newer $only:ident $(.$option:ident($($value:expr),*))*;)*) => {
         mod system {
             use super::*;
             $(fn $name(ctx: &Ctx) { super::$name(ctx, Release::System) })*
@@ -12,7 +13,11 @@ macro_rules! of_both {
         mod newer {
             use super::*;
             $(fn $name(ctx: &Ctx) { super::$name(ctx, Release::Newer) })*
-            proa_integration::tests! { $($name $(.$method($($arg),*))*;)* }
+            $(fn $only(ctx: &Ctx) { super::$only(ctx, Release::Newer) })*
+            proa_integration::tests! {
+                $($name $(.$method($($arg),*))*;)*
+                $($only $(.$option($($value),*))*;)*
+            }
         }
         /// The tests of this module, for both releases.
         pub fn tests() -> Vec<proa_integration::Test> {

@@ -6,7 +6,7 @@ use proa_integration::{Ctx, Kind};
 use serde_json::{Value, json};
 
 use super::super::{NO_HYBRID, V1, busybox_with_guest, unfit_programs};
-use super::{Cri, Pod, Release, cri, cri_with, own_network};
+use super::{Cri, Pod, Release, configuration, cri, cri_with, own_network};
 
 of_both! {
     cri_shows_why_a_container_did_not_start .views(V1).seconds(120).not_for(NO_HYBRID);
@@ -120,7 +120,8 @@ fn cri_shows_why_wasm_did_not_start(ctx: &Ctx, release: Release) {
     }
     let no_engine = ctx.mkdir("no-engine");
     let no_engine = no_engine.to_str().unwrap();
-    let mut cri = cri_with(ctx, release, &image, &[("PROA_ENGINE_DIR", no_engine)]);
+    let config = configuration(ctx, release);
+    let mut cri = cri_with(ctx, release, &image, &config, &[("PROA_ENGINE_DIR", no_engine)]);
     let pod = cri.pod(&annotations);
     cri.refused(
         &pod,
