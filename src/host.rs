@@ -28,7 +28,8 @@ impl Host {
         Self { euid, egid, rootless }
     }
 
-    /// Whether the caller is not root, not even of a user namespace: it can map only its own id, and has no capability.
+    /// Whether proa has no rights at all beyond its user's. Uid 0 of a user namespace, as which podman calls for an
+    /// unprivileged user, has them over what that namespace owns: it writes id maps itself, and needs no helper.
     pub fn unprivileged(&self) -> bool {
         self.euid != 0
     }

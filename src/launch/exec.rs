@@ -24,7 +24,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         &config.spec,
         container.id(),
         process::Options {
-            no_new_keyring: false,
+            no_new_keyring: container.record.no_new_keyring,
             exec: true,
             unprivileged: !nix::unistd::geteuid().is_root(),
         },

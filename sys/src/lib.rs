@@ -18,14 +18,3 @@ pub mod signal;
 pub type Errno = nix::errno::Errno;
 /// The result of a raw system call.
 pub type Result<T> = std::result::Result<T, Errno>;
-
-/// An errno in the words that Go's runtime, and so every caller of runc, knows: strerror(3) without the capital.
-pub fn words(errno: Errno) -> String {
-    let text = errno.desc();
-    match text.as_bytes() {
-        [first, second, ..] if first.is_ascii_uppercase() && second.is_ascii_lowercase() => {
-            text[..1].to_ascii_lowercase() + &text[1..]
-        }
-        _ => text.into(),
-    }
-}
