@@ -6,6 +6,7 @@ mod exec;
 mod failures;
 mod fallbacks;
 mod fds;
+mod features;
 mod harness;
 mod hooks;
 mod lifecycle;
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         hooks::tests(),
         terminal::tests(),
         fds::tests(),
+        features::tests(),
         exec::tests(),
         failures::tests(),
         notify::tests(),
