@@ -216,7 +216,8 @@ fn every_listed_hook_is_run(ctx: &Ctx) {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     let mut expected = all;
-    (ran.sort(), expected.sort());
+    ran.sort();
+    expected.sort();
     assert_eq!(ran, expected);
 }
 
