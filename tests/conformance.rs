@@ -189,9 +189,146 @@ fn fields<T: for<'de> Deserialize<'de>>() -> BTreeSet<String> {
     fields.into_inner()
 }
 
+/// A row of a table whose first column names fields.
+struct Row {
+    fields: Vec<String>,
+    tests: Vec<String>,
+    becomes: String,
+}
+
+/// What stands between backquotes.
+fn quoted(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').skip(1).step_by(2)
+}
+
+/// The rows of the section `heading` of the document.
+fn rows(heading: &str) -> Vec<Row> {
+    let text = std::fs::read_to_string(root().join("docs/spec-conformance.md")).unwrap();
+    let section = text
+        .split(&format!("\n## {heading}\n"))
+        .nth(1)
+        .unwrap_or_else(|| panic!("no {heading}"));
+    let section = section.split("\n## ").next().unwrap();
+    let lines = section.lines().filter(|line| line.starts_with("| ")).skip(1);
+    lines
+        .map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+            let [first, becomes, last] = cells[..] else {
+                panic!("{line:?} has not three columns")
+            };
+            let mut fields: Vec<String> = Vec::new();
+            for name in quoted(first) {
+                let full = match (name.strip_prefix('.'), fields.first()) {
+                    (Some(name), Some(first)) => match first.rsplit_once('.') {
+                        Some((parent, _)) => format!("{parent}.{name}"),
+                        None => name.to_owned(),
+                    },
+                    _ => name.to_owned(),
+                };
+                fields.push(full);
+            }
+            // No field and no verb has an underscore.
+            let is_test = |name: &&str| name.contains('_');
+            Row {
+                fields,
+                tests: quoted(last).filter(is_test).map(str::to_owned).collect(),
+                becomes: becomes.to_owned(),
+            }
+        })
+        .collect()
+}
+
+const CONFIGURATION: [&str; 3] = ["config.md", "config-linux.md", "Other platforms"];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Whether `row` is for `field`: by its name, or by that of a section with all that is in it.
+fn covers(row: &str, field: &str) -> bool {
+    row == field
+        || row
+            .strip_suffix(".*")
+            .is_some_and(|section| field.starts_with(&format!("{section}.")))
+}
+
 #[test]
-fn show() {
-    for f in fields::<Spec>() {
-        println!("{f}");
+fn every_field_has_a_row_and_every_row_a_field() {
+    let mut known = fields::<Spec>();
+    // Sections that the parser doesn't know.
+    known.extend(["freebsd", "freebsd.devices"].map(str::to_owned));
+    let rows: Vec<String> = CONFIGURATION
+        .iter()
+        .flat_map(|section| rows(section))
+        .flat_map(|row| row.fields)
+        .collect();
+    let missing: Vec<&String> = known
+        .iter()
+        .filter(|field| !rows.iter().any(|row| covers(row, field)))
+        .collect();
+    assert!(missing.is_empty(), "fields without a row: {missing:#?}");
+    let invented: Vec<&String> = rows
+        .iter()
+        .filter(|row| !known.iter().any(|field| covers(row, field)))
+        .collect();
+    assert!(invented.is_empty(), "rows of no field: {invented:#?}");
+    let mut seen = BTreeSet::new();
+    let twice: Vec<&String> = rows.iter().filter(|row| !seen.insert(*row)).collect();
+    assert!(twice.is_empty(), "in two rows: {twice:#?}");
+}
+
+#[test]
+fn what_is_done_is_shown_by_tests_that_exist() {
+    let mut functions = BTreeSet::new();
+    for dir in ["src", "seccomp", "executor", "sys", "integration/tests", "tests"] {
+        read_functions(&root().join(dir), &mut functions);
+    }
+    let sections = CONFIGURATION
+        .iter()
+        .chain(["runtime.md", "features.md, features-linux.md"].iter());
+    for row in sections.flat_map(|section| rows(section)) {
+        let unknown: Vec<&String> = row.tests.iter().filter(|test| !functions.contains(*test)).collect();
+        assert!(unknown.is_empty(), "{:?} names {unknown:?}", row.fields);
+        assert!(
+            ["done", "as runc", "ignored", "other"].contains(&row.becomes.as_str()),
+            "{:?} is {:?}",
+            row.fields,
+            row.becomes
+        );
+    }
+    for row in CONFIGURATION.iter().flat_map(|section| rows(section)) {
+        // Nothing on a machine without SELinux shows it.
+        let shown = !row.tests.is_empty() || row.fields == ["linux.mountLabel"];
+        let done = matches!(row.becomes.as_str(), "done" | "as runc");
+        assert!(shown || !done, "nothing shows {:?}", row.fields);
+    }
+}
+
+/// The names of the functions in the sources below `dir` that come right after `#[test]`, or that are in a suite's list.
+fn read_functions(dir: &Path, into: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_functions(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let name = |line: &str| {
+                let rest = line.trim().strip_prefix("fn ")?;
+                Some(rest.split('(').next()?.to_owned())
+            };
+            let after_attribute = text.lines().zip(text.lines().skip(1));
+            into.extend(
+                after_attribute
+                    .filter(|(line, _)| line.trim() == "#[test]")
+                    .filter_map(|(_, next)| name(next)),
+            );
+            let listed = text.split("tests! {").nth(1).and_then(|rest| rest.split("\n}").next());
+            let listed = listed.unwrap_or_default().lines().map(str::trim);
+            into.extend(
+                listed
+                    .filter_map(|line| line.split([' ', ';', '.']).next())
+                    .map(str::to_owned),
+            );
+        }
     }
 }
