@@ -185,7 +185,7 @@ fn blkio(dir: Dir<'_>, stats: &mut Stats) -> Result<(), Error> {
 }
 
 /// Lines `MAJOR:MINOR [OPERATION] VALUE`; the total over all devices is left out.
-fn blkio_entries(text: &str) -> Option<Vec<BlkioEntry>> {
+pub(super) fn blkio_entries(text: &str) -> Option<Vec<BlkioEntry>> {
     let mut entries = Vec::new();
     for line in text.lines() {
         let fields: Vec<&str> = line.split([' ', ':']).filter(|field| !field.is_empty()).collect();

@@ -88,7 +88,7 @@ fn io(dir: Dir<'_>, stats: &mut Stats) -> Result<(), Error> {
 }
 
 /// `8:0 rbytes=1 wbytes=2 rios=3 wios=4 …`
-fn io_line(line: &str, stats: &mut Stats) -> Option<()> {
+pub(super) fn io_line(line: &str, stats: &mut Stats) -> Option<()> {
     let (device, figures) = line.split_once(' ')?;
     let (major, minor) = device.split_once(':')?;
     let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
@@ -148,7 +148,7 @@ fn pressure(dir: Dir<'_>, file: &str) -> Result<Option<Psi>, Error> {
     })
 }
 
-fn parse_pressure(text: &str) -> Option<Psi> {
+pub(super) fn parse_pressure(text: &str) -> Option<Psi> {
     let mut psi = Psi::default();
     for line in text.lines() {
         let mut fields = line.split(' ');

@@ -13,6 +13,8 @@ mod console;
 mod copyup;
 mod devices;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod mounts;
 mod options;
 mod pivot;
@@ -30,7 +32,7 @@ mod tree;
 pub use error::Error;
 pub use options::known as known_options;
 pub use shared::SharedRoot;
-pub use sources::open_sources;
+pub use sources::{Sources, open_sources};
 
 use crate::host::Host;
 use error::Named;
@@ -112,6 +114,8 @@ struct Idmap {
     path: Option<PathBuf>,
     /// The user namespace that [`open_sources`] made.
     opened: Option<RawFd>,
+    /// Init can't set the map, since its user namespace does not own the file system: it asks the parent.
+    by_parent: bool,
 }
 
 type Id = u32;
@@ -176,9 +180,13 @@ pub fn console_of_running() -> Result<Console, Error> {
     console::open(&Root::new(resolve::open_dir(Path::new("/"))?), false)
 }
 
+/// Asks the parent to set the id map of a mount, by its place in `mounts`, on the detached mount that is given (see
+/// [`Sources::map`]); false if the parent is gone.
+pub type AskToMap<'a> = &'a dyn Fn(usize, BorrowedFd<'_>) -> bool;
+
 /// Sets the root's propagation, makes the root file system a mount point, makes every mount, device node and default
 /// symlink below it.
-pub fn mount_all(plan: &Plan) -> Result<Mounted<'_>, Error> {
+pub fn mount_all<'a>(plan: &'a Plan, ask: AskToMap<'_>) -> Result<Mounted<'a>, Error> {
     // Modes are given in full below; the caller's mask must not take from them.
     let mask = umask(Mode::empty());
     let mounted = pivot::prepare(plan).and_then(|root| {
@@ -187,7 +195,7 @@ pub fn mount_all(plan: &Plan) -> Result<Mounted<'_>, Error> {
             root: Root::new(root),
             host_proc: None,
         };
-        mounts::all(plan, &mounted.root)?;
+        mounts::all(plan, &mounted.root, ask)?;
         if plan.setup_dev {
             devices::all(plan, &mounted.root)?;
         }

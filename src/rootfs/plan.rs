@@ -317,6 +317,7 @@ fn idmap(
                     maps: None,
                     path: Some(path.into()),
                     opened: None,
+                    by_parent: false,
                 }));
             }
             Some(None) => {
@@ -347,6 +348,7 @@ fn idmap(
         maps: Some((text(&uids), text(&gids))),
         path: None,
         opened: None,
+        by_parent: false,
     }))
 }
 

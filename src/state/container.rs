@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -87,6 +88,9 @@ impl Reservation {
         let dir = open_dir(&self.dir).map_err(Error::file("open", &self.dir))?;
         let fd =
             socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
+        // The file gets the socket's own mode (unix(7)): whatever the caller's umask and the mode of a `--root` that was there
+        // before, nobody else may connect, which takes the right to write.
+        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("fchmod"))?;
         start_address(&dir)
             .and_then(|address| bind(fd.as_raw_fd(), &address))
             .map_err(failed("bind"))?;

@@ -1,5 +1,6 @@
 //! The behaviour of an OCI runtime, by capability; see `proa_integration` for the harness.
 
+mod attacks;
 mod bad_input;
 mod cgroups;
 mod exec;
@@ -9,6 +10,7 @@ mod fds;
 mod features;
 mod harness;
 mod hooks;
+mod idmap;
 mod lifecycle;
 mod limits;
 mod managers;
@@ -18,7 +20,6 @@ mod netdev;
 mod notify;
 mod process;
 mod rootless;
-mod security;
 mod systemd;
 mod terminal;
 mod wasm;
@@ -34,6 +35,7 @@ fn main() -> std::process::ExitCode {
         namespaces::tests(),
         netdev::tests(),
         mounts::tests(),
+        idmap::tests(),
         process::tests(),
         hooks::tests(),
         terminal::tests(),
@@ -45,7 +47,7 @@ fn main() -> std::process::ExitCode {
         cgroups::tests(),
         rootless::tests(),
         bad_input::tests(),
-        security::tests(),
+        attacks::tests(),
         systemd::tests(),
         wasm::tests(),
         fallbacks::tests(),

@@ -24,7 +24,6 @@ tests! {
     mount_points_that_are_missing_are_made .once();
     tmpfs_takes_size_and_mode .once();
     tmpcopyup_keeps_the_images_files .once();
-    idmapped_bind_mount .once().since_runc(1, 2);
     propagation_private_keeps_host_mounts_out .once();
     propagation_slave_lets_host_mounts_in .once();
     propagation_shared_lets_container_mounts_out .once();
@@ -255,23 +254,6 @@ fn tmpcopyup_keeps_the_images_files(ctx: &Ctx) {
     bundle.mount(json!({"destination": "/var/data", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}));
     assert_eq!(ctx.run(&bundle).ok().text(), "kept640");
     assert_eq!(fs::read_to_string(bundle.path("/var/data/deep/file")).unwrap(), "kept");
-}
-
-fn idmapped_bind_mount(ctx: &Ctx) {
-    let dir = source(ctx, "src");
-    assert!(
-        Command::new("chown")
-            .arg("1000:1000")
-            .arg(dir.join("file"))
-            .status()
-            .unwrap()
-            .success()
-    );
-    let text = ctx.shell("stat -c '%u %g' /mnt/file", |b| {
-        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-        b.mount(json!({"destination": "/mnt", "type": "bind", "source": dir, "options": ["bind"], "uidMappings": map, "gidMappings": map}))
-});
-    assert_eq!(text, "101000 101000\n");
 }
 
 /// Runs a container with `/mnt` bound with `options` and mounts something into the source while it runs.
