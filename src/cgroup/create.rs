@@ -4,7 +4,7 @@ use super::devices::Rule;
 use super::limits::Limits;
 use super::mounts::{Hierarchy, Layout, join};
 use super::paths::{Unit, expand_slice};
-use super::{Cgroup, Error, Node, Plan, Saved, dbus, file, freezer, systemd, tree, v1, v2};
+use super::{Cgroup, Error, Node, Plan, Saved, dbus, delegate, file, freezer, systemd, tree, v1, v2};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ pub(super) struct Pending {
     properties: Vec<(String, dbus::Value)>,
     limits: Limits,
     rules: Vec<Rule>,
+    owner: Option<u32>,
     layout: Layout,
 }
 
@@ -132,6 +133,7 @@ fn create_v2(plan: &Plan, hierarchy: &Hierarchy, made: &mut Vec<PathBuf>) -> Res
     }
     v2::apply(&path, &plan.limits)?;
     v2::devices(&path, &plan.rules, fresh, plan.rootless)?;
+    delegate::give(&path, plan.owner, plan.rootless)?;
     Ok(Cgroup {
         unified: Some(path),
         ..empty(plan)
@@ -235,6 +237,7 @@ fn prepare_unit(plan: &Plan, unit: &Unit, layout: &Layout) -> Result<Cgroup, Err
         properties: plan.properties.clone(),
         limits: plan.limits.clone(),
         rules: plan.rules.clone(),
+        owner: plan.owner,
         layout: layout.clone(),
     }));
     Ok(cgroup)
@@ -265,7 +268,7 @@ pub(super) fn attach(cgroup: &mut Cgroup, pending: Pending, pid: Pid) -> Result<
     if layout.is_legacy() {
         complete_v1(cgroup, layout, &limits, rules, pid)
     } else {
-        complete_v2(cgroup, layout, &limits, rules)
+        complete_v2(cgroup, layout, &limits, &pending)
     }
 }
 
@@ -286,13 +289,14 @@ fn is_in_unit(pid: Pid, unit: &str) -> bool {
     text.lines().any(|line| line.split('/').any(|part| part == unit))
 }
 
-fn complete_v2(cgroup: &Cgroup, layout: &Layout, limits: &Limits, rules: &[Rule]) -> Result<(), Error> {
+fn complete_v2(cgroup: &Cgroup, layout: &Layout, limits: &Limits, pending: &Pending) -> Result<(), Error> {
     let (Some(path), Some(hierarchy)) = (&cgroup.unified, &layout.v2) else {
         return Err(Error::NoCgroupMount);
     };
     v2::enable_controllers(&hierarchy.mount, path)?;
     v2::apply(path, limits)?;
-    v2::devices(path, rules, false, cgroup.rootless)
+    v2::devices(path, &pending.rules, false, cgroup.rootless)?;
+    delegate::give(path, pending.owner, cgroup.rootless)
 }
 
 /// systemd makes its scope only in the hierarchies it knows, and there only where a property asks for it.

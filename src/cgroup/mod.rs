@@ -9,6 +9,7 @@
 mod birth;
 mod create;
 mod dbus;
+mod delegate;
 mod devices;
 mod error;
 mod events;
@@ -71,6 +72,8 @@ pub struct Plan {
     rootless: bool,
     /// Whether config.json names the cgroup. Then even an unprivileged caller must get it.
     explicit: bool,
+    /// Who shall own the cgroup on v2.
+    owner: Option<u32>,
     /// Whether there is to be no cgroup at all.
     disabled: bool,
 }
@@ -157,6 +160,7 @@ pub fn plan(spec: &Spec, id: &str, driver: Driver, host: &Host) -> Result<Plan, 
         rules,
         rootless: host.rootless,
         explicit: path.is_some_and(|path| !path.is_empty()),
+        owner: delegate::owner(spec),
         disabled,
     })
 }

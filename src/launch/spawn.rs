@@ -52,7 +52,7 @@ impl Birth {
         };
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
         let entry = cgroup::Birth {
-            into: entry.into.map(harmless),
+            into: entry.into.filter(is_ours).map(harmless),
             ..entry
         };
         middle.optional = entry.optional;
@@ -70,6 +70,13 @@ impl Birth {
             _held: Some(entry),
         }
     }
+}
+
+/// Whether a process that has joined another user namespace may still be cloned into this cgroup: it has the caller's uid and
+/// no rights over files of others. Into one that was given to the container's user it can only move itself, through a file
+/// that the caller has opened: the kernel judges that by the opener's rights (Linux 5.16).
+fn is_ours(directory: &OwnedFd) -> bool {
+    rustix::fs::fstat(directory).is_ok_and(|stat| stat.st_uid == rustix::process::geteuid().as_raw())
 }
 
 /// A cgroup directory from which nothing else can be reached: for a moment, the child of a process in the middle has it in

@@ -1,6 +1,7 @@
 //! Control groups: limits of every kind, devices, freezer, statistics, updates, and what delete takes away.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use proa_integration::ctx::eventually;
@@ -86,6 +87,8 @@ tests! {
     device_rules_are_in_the_listed_order .views(&[View::Hybrid, View::V1]).only_proa();
     hugetlb_limit_is_written .views(V2).not_for(&[(Kind::Runc, "the kernel's controller needs delegation"), (Kind::Crun, "the same")]);
     v2_cgroup_namespace_root_is_the_containers_group .views(V2);
+    v2_a_writable_cgroup_belongs_to_the_containers_user .views(V2).only_proa();
+    v2_a_writable_cgroup_belongs_to_the_user_namespaces_root .views(&[View::V2]).only_proa();
     letters_that_are_no_device_access_are_ignored .once();
 }
 
@@ -1079,6 +1082,48 @@ fn device_rules_are_in_the_listed_order(ctx: &Ctx) {
     let list = ctx.start(&bundle).cgroup_file("devices", "devices.list");
     let first: Vec<&str> = list.lines().take(3).collect();
     assert_eq!(first, ["c 10:229 rwm", "b 8:20 rw", "b 8:4 r"]);
+}
+
+/// config-linux.md, "Cgroup ownership": what systemd in a container needs.
+fn v2_a_writable_cgroup_belongs_to_the_containers_user(ctx: &Ctx) {
+    let user = |b: &Bundle| {
+        b.set("/process/user/uid", json!(1000));
+    };
+    assert_eq!(owners_of_cgroup(ctx, "rw", user), [1000, 1000, 1000, 1000, 0]);
+    assert_eq!(owners_of_cgroup(ctx, "ro", user), [0; 5]);
+}
+
+fn v2_a_writable_cgroup_belongs_to_the_user_namespaces_root(ctx: &Ctx) {
+    let root = |b: &Bundle| {
+        b.userns(100_000);
+    };
+    let given = [100_000, 100_000, 100_000, 100_000, 0];
+    assert_eq!(owners_of_cgroup(ctx, "rw", root), given);
+    assert_eq!(owners_of_cgroup(ctx, "ro", root), [0; 5]);
+}
+
+/// The owners of the cgroup of a container that has it mounted with `option`, and of some of the files in it.
+fn owners_of_cgroup(ctx: &Ctx, option: &str, change: impl Fn(&Bundle)) -> [u32; 5] {
+    let bundle = ctx.bundle();
+    change(&bundle);
+    bundle
+        .mount(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [option]}))
+        .args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    let dir = container.cgroup_dir("");
+    if option == "rw" {
+        // The owner makes cgroups below, and an exec still gets in.
+        container.exec(&["mkdir", "/sys/fs/cgroup/inner"]).ok();
+        fs::remove_dir(dir.join("inner")).unwrap();
+    }
+    [
+        "",
+        "cgroup.procs",
+        "cgroup.subtree_control",
+        "cgroup.threads",
+        "cgroup.freeze",
+    ]
+    .map(|file| fs::metadata(dir.join(file)).unwrap().uid())
 }
 
 fn v2_cgroup_namespace_root_is_the_containers_group(ctx: &Ctx) {

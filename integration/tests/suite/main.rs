@@ -7,6 +7,7 @@ mod exec;
 mod failures;
 mod fallbacks;
 mod fds;
+mod features;
 mod harness;
 mod hooks;
 mod idmap;
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
         hooks::tests(),
         terminal::tests(),
         fds::tests(),
+        features::tests(),
         exec::tests(),
         failures::tests(),
         notify::tests(),
