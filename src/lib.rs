@@ -11,6 +11,8 @@
 pub mod cgroup;
 pub mod cli;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod host;
 pub mod launch;
 pub mod logging;

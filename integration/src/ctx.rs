@@ -605,6 +605,14 @@ impl Container<'_> {
             .unwrap_or_default()
     }
 
+    /// What it has written to stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stdio
+            .as_ref()
+            .map(|(_, err)| fs::read_to_string(err).unwrap_or_default())
+            .unwrap_or_default()
+    }
+
     /// Waits until its stdout has this text.
     #[track_caller]
     pub fn says(&self, text: &str) -> &Self {

@@ -86,6 +86,19 @@ pub fn join_process_each(pid: i32, kinds: &[Kind], lives: impl Fn() -> bool) -> 
         .try_for_each(|(kind, file)| join(*kind, file.as_fd()))
 }
 
+/// Makes `root` the process's root and working directory.
+pub fn change_root(root: BorrowedFd<'_>) -> Result<(), Error> {
+    let failed = |call: &str| {
+        let call = call.to_owned();
+        move |errno: rustix::io::Errno| Error::Call {
+            call,
+            errno: Errno::from_raw(errno.raw_os_error()),
+        }
+    };
+    rustix::process::fchdir(root).map_err(failed("fchdir(<the container's root>)"))?;
+    rustix::process::chroot(".").map_err(failed("chroot(\".\")"))
+}
+
 /// A namespace of the process `pid`, opened.
 pub fn open_of(pid: i32, kind: Kind) -> Result<OwnedFd, Error> {
     let path = PathBuf::from(format!("/proc/{pid}/ns/{}", kind.file_name()));

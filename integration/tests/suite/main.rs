@@ -9,7 +9,9 @@ mod fallbacks;
 mod fds;
 mod harness;
 mod hooks;
+mod idmap;
 mod lifecycle;
+mod limits;
 mod managers;
 mod mounts;
 mod namespaces;
@@ -28,9 +30,11 @@ fn main() -> std::process::ExitCode {
     let all = [
         harness::tests(),
         lifecycle::tests(),
+        limits::tests(),
         namespaces::tests(),
         netdev::tests(),
         mounts::tests(),
+        idmap::tests(),
         process::tests(),
         hooks::tests(),
         terminal::tests(),

@@ -204,7 +204,7 @@ fn enter_sandbox(
         }
         return Ok(());
     };
-    let mounted = rootfs::mount_all(plan)?;
+    let mounted = rootfs::mount_all(plan, &|mount, tree| report.map_ids(mount, tree).is_ok())?;
     if handover.parent_hooks {
         report.mounted()?;
     }
@@ -241,6 +241,10 @@ fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handl
     match join.pidfd {
         Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds, lives)?,
         None => enter::join_process_each(join.pid, &join.kinds, lives)?,
+    }
+    if !join.kinds.contains(&Kind::Mount) {
+        // setns(2) would have changed the root; without a mount namespace only init's own root leads there.
+        enter::change_root(root.as_fd())?;
     }
     Ok(cgroup)
 }
