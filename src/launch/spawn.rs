@@ -85,10 +85,14 @@ fn is_ours(directory: &OwnedFd) -> bool {
 fn harmless(directory: OwnedFd) -> OwnedFd {
     use rustix::mount::OpenTreeFlags;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    match rustix::mount::open_tree(&directory, "", flags) {
-        Ok(detached) if proa_sys::mount::set_read_only(detached.as_fd()).is_ok() => detached,
-        _ => directory,
+    let Ok(detached) = rustix::mount::open_tree(&directory, "", flags) else {
+        return directory;
+    };
+    // Before Linux 5.12 it stays writable: then its own files can be written to, but not those of the cgroups above.
+    if let Err(errno) = proa_sys::mount::set_read_only(detached.as_fd()) {
+        tracing::debug!("mount_setattr(cgroup directory, MOUNT_ATTR_RDONLY): {errno}");
     }
+    detached
 }
 
 /// Why there is no new process.
