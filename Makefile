@@ -52,6 +52,15 @@ integration: setup-engines
 	PROA_ENGINE_DIR=$$older $(CARGO) test --locked --quiet --package proa-integration --test suite -- wasm
 	$(CARGO) test --locked --quiet --package proa-integration --test suite
 
+# Takes away one defence against attacks at a time, and demands that the tests notice. Builds proa some forty times.
+.PHONY: test-attacks
+test-attacks: setup-test setup-engines
+	@scripts/test-attacks
+
+# All there is to test, longer than continuous integration lasts.
+.PHONY: test-all
+test-all: test test-attacks
+
 bench: setup-bench build
 	$(CARGO) run --locked --release --quiet --package proa-integration --bin bench -- docs/performance.md
 

@@ -111,10 +111,11 @@ static int overwrite(const char *seconds)
 	return end();
 }
 
-/* "occupy SECONDS": holds the executable of whatever enters, and is about to write to it all the time. */
+/* "occupy SECONDS": holds the executable of whatever enters, and is about to write to it all the time. Says why it can't. */
 static int occupy(const char *seconds)
 {
 	char path[64];
+	int said = 0;
 
 	start(seconds, "watching");
 	int fd = foreign_executable();
@@ -128,6 +129,8 @@ static int occupy(const char *seconds)
 			int w = open(path, O_WRONLY | O_CLOEXEC);
 			if (w >= 0)
 				close(w);
+			else if (said != errno)
+				printf("%s: %s\n", target_of(path), strerror(said = errno)), fflush(stdout);
 		}
 	return end();
 }

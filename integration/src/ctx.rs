@@ -409,8 +409,13 @@ impl Call {
 
     /// Starts the call and leaves it running.
     pub fn spawn(self) -> Running {
-        let child = self.command().spawn().expect("the runtime starts");
-        Running { child, call: self }
+        self.try_spawn().expect("the runtime starts")
+    }
+
+    /// The same of a runtime that an attack may have broken.
+    pub fn try_spawn(self) -> std::io::Result<Running> {
+        let child = self.command().spawn()?;
+        Ok(Running { child, call: self })
     }
 
     /// Makes the call and waits for it.

@@ -4,6 +4,7 @@ use crate::arch;
 use crate::bpf::{Instruction, MAX_INSTRUCTIONS};
 use crate::enosys::{self, Section};
 use crate::{Compiled, Error, Program};
+use libseccomp::error::SeccompErrno;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag};
 use oci_spec::runtime::{LinuxSeccompOperator, LinuxSyscall};
@@ -86,6 +87,17 @@ pub fn library_version() -> String {
     match libseccomp::ScmpVersion::current() {
         Ok(version) => format!("libseccomp {}.{}.{}", version.major, version.minor, version.micro),
         Err(error) => format!("libseccomp {error}"),
+    }
+}
+
+/// Whether this libseccomp has `arch`; one of the other byte order can't be in a filter for this machine, yet is known.
+pub fn knows_architecture(arch: Arch) -> bool {
+    let Ok(mut filter) = ScmpFilterContext::new(ScmpAction::Allow) else {
+        return false;
+    };
+    match filter.add_arch(arch::library(arch)) {
+        Ok(_) => true,
+        Err(error) => error.errno() != Some(SeccompErrno::EINVAL),
     }
 }
 

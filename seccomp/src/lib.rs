@@ -16,7 +16,7 @@ mod interpreter;
 #[cfg(test)]
 mod tests;
 
-pub use compile::{compile, library_version, uses_notify};
+pub use compile::{compile, knows_architecture, library_version, uses_notify};
 
 use oci_spec::runtime::LinuxSeccompAction;
 

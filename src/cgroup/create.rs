@@ -4,7 +4,7 @@ use super::devices::Rule;
 use super::limits::Limits;
 use super::mounts::{Hierarchy, Layout, join};
 use super::paths::{Unit, expand_slice};
-use super::{Cgroup, Error, Node, Plan, Saved, dbus, file, freezer, owner, systemd, tree, v1, v2};
+use super::{Cgroup, Error, Node, Plan, Saved, dbus, delegate, file, freezer, systemd, tree, v1, v2};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use std::path::{Path, PathBuf};
@@ -33,8 +33,12 @@ pub struct Prepared<'a> {
 impl<'a> Prepared<'a> {
     /// Finds out where the cgroup will be, and that no process is in it: what is there from now on is the container's.
     pub(super) fn new(plan: &'a Plan) -> Result<Self, Error> {
-        let layout = Layout::probe()?;
         let mut expected = empty(plan);
+        if plan.disabled {
+            let layout = Layout::default();
+            return Ok(Self { plan, layout, expected });
+        }
+        let layout = Layout::probe()?;
         // systemd makes its units itself.
         if plan.unit.is_none() {
             let legacy = layout.is_legacy();
@@ -60,6 +64,9 @@ impl<'a> Prepared<'a> {
     /// Makes the cgroup and applies the limits. With the systemd driver the scope needs a process: it is made by
     /// [`Cgroup::attach`]. Removes what it made if it fails.
     pub fn create(self) -> Result<Cgroup, Error> {
+        if self.plan.disabled {
+            return Ok(self.expected);
+        }
         create(self.plan, &self.layout)
     }
 }
@@ -126,9 +133,7 @@ fn create_v2(plan: &Plan, hierarchy: &Hierarchy, made: &mut Vec<PathBuf>) -> Res
     }
     v2::apply(&path, &plan.limits)?;
     v2::devices(&path, &plan.rules, fresh, plan.rootless)?;
-    if let Some(uid) = plan.owner {
-        owner::give(&path, uid, plan.rootless)?;
-    }
+    delegate::give(&path, plan.owner, plan.rootless)?;
     Ok(Cgroup {
         unified: Some(path),
         ..empty(plan)
@@ -160,9 +165,13 @@ fn create_v1(plan: &Plan, layout: &Layout, made: &mut Vec<PathBuf>) -> Result<Cg
     }
     if let Some(v2) = &layout.v2 {
         let path = plan.place.in_v1(v2);
-        match tree::make(&path, made) {
-            Ok(_) => cgroup.unified = Some(path),
-            Err(error) => tracing::debug!("no cgroup in the v2 hierarchy: {error}"),
+        // runc leaves this hierarchy alone: what is refused in it is no reason to fail.
+        match !plan.rootless || v2.may_enter(&path) {
+            false => tracing::debug!("no cgroup in the v2 hierarchy: may not enter {}", path.display()),
+            true => match tree::make(&path, made) {
+                Ok(_) => cgroup.unified = Some(path),
+                Err(error) => tracing::debug!("no cgroup in the v2 hierarchy: {error}"),
+            },
         }
     }
     apply_v1(&cgroup, &plan.limits, &plan.rules, fresh_devices)?;
@@ -259,11 +268,7 @@ pub(super) fn attach(cgroup: &mut Cgroup, pending: Pending, pid: Pid) -> Result<
     if layout.is_legacy() {
         complete_v1(cgroup, layout, &limits, rules, pid)
     } else {
-        complete_v2(cgroup, layout, &limits, rules)?;
-        match (&cgroup.unified, pending.owner) {
-            (Some(path), Some(uid)) => owner::give(path, uid, cgroup.rootless),
-            _ => Ok(()),
-        }
+        complete_v2(cgroup, layout, &limits, &pending)
     }
 }
 
@@ -284,13 +289,14 @@ fn is_in_unit(pid: Pid, unit: &str) -> bool {
     text.lines().any(|line| line.split('/').any(|part| part == unit))
 }
 
-fn complete_v2(cgroup: &Cgroup, layout: &Layout, limits: &Limits, rules: &[Rule]) -> Result<(), Error> {
+fn complete_v2(cgroup: &Cgroup, layout: &Layout, limits: &Limits, pending: &Pending) -> Result<(), Error> {
     let (Some(path), Some(hierarchy)) = (&cgroup.unified, &layout.v2) else {
         return Err(Error::NoCgroupMount);
     };
     v2::enable_controllers(&hierarchy.mount, path)?;
     v2::apply(path, limits)?;
-    v2::devices(path, rules, false, cgroup.rootless)
+    v2::devices(path, &pending.rules, false, cgroup.rootless)?;
+    delegate::give(path, pending.owner, cgroup.rootless)
 }
 
 /// systemd makes its scope only in the hierarchies it knows, and there only where a property asks for it.

@@ -9,6 +9,7 @@
 mod birth;
 mod create;
 mod dbus;
+mod delegate;
 mod devices;
 mod error;
 mod events;
@@ -19,7 +20,6 @@ mod freezer;
 pub(crate) mod fuzz;
 mod limits;
 mod mounts;
-mod owner;
 mod paths;
 mod stats;
 mod stats_v1;
@@ -55,6 +55,8 @@ pub enum Driver {
     Cgroupfs,
     /// systemd makes a transient scope, asked over D-Bus (`--systemd-cgroup`).
     Systemd,
+    /// Nobody: the container stays in its caller's cgroup (`--cgroup-manager disabled`, podman's `--cgroups=disabled`).
+    Disabled,
 }
 
 /// Which cgroup a container gets and with which limits.
@@ -67,11 +69,13 @@ pub struct Plan {
     properties: Vec<(String, dbus::Value)>,
     limits: Limits,
     rules: Vec<devices::Rule>,
-    /// Whom a v2 cgroup is given to.
-    owner: Option<u32>,
     rootless: bool,
     /// Whether config.json names the cgroup. Then even an unprivileged caller must get it.
     explicit: bool,
+    /// Who shall own the cgroup on v2.
+    owner: Option<u32>,
+    /// Whether there is to be no cgroup at all.
+    disabled: bool,
 }
 
 /// What the state file keeps of a cgroup, enough to find it again.
@@ -131,6 +135,14 @@ pub fn plan(spec: &Spec, id: &str, driver: Driver, host: &Host) -> Result<Plan, 
     let rules = limits::rules(resources, devices::default_rules(linux))?;
     // Rules that can't be had must be refused before anything is made.
     devices::Emulator::new(&rules)?;
+    let limits = resources.map(Limits::new).unwrap_or_default();
+    let disabled = driver == Driver::Disabled;
+    if disabled && limits.is_set() {
+        return Err(Error::Field {
+            field: "linux.resources".into(),
+            problem: "has limits, which need a cgroup, and the cgroup manager is disabled".into(),
+        });
+    }
     Ok(Plan {
         id: id.to_owned(),
         place: Place::new(path.as_deref(), id),
@@ -144,12 +156,12 @@ pub fn plan(spec: &Spec, id: &str, driver: Driver, host: &Host) -> Result<Plan, 
         } else {
             Vec::new()
         },
-        limits: resources.map(Limits::new).unwrap_or_default(),
+        limits,
         rules,
-        // What the caller makes is its own without that.
-        owner: owner::of(spec).filter(|uid| *uid != host.euid),
         rootless: host.rootless,
         explicit: path.is_some_and(|path| !path.is_empty()),
+        owner: delegate::owner(spec),
+        disabled,
     })
 }
 
@@ -308,6 +320,11 @@ impl Cgroup {
             "" => self.main(),
             controller => self.node(controller),
         }
+    }
+
+    /// Whether there is none at all: an unprivileged caller asked for none and could make none.
+    pub fn is_none(&self) -> bool {
+        self.v1.is_empty() && self.unified.is_none() && self.unit.is_none() && self.pending.is_none()
     }
 
     /// Whether limits are v1's.

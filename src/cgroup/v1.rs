@@ -7,6 +7,9 @@ use super::{Error, Node};
 use nix::errno::Errno;
 use std::path::Path;
 
+#[cfg(test)]
+mod tests;
+
 const MEMORY_LIMIT: &str = "memory.limit_in_bytes";
 const MEMSW_LIMIT: &str = "memory.memsw.limit_in_bytes";
 const NO_DIR: &str = "";

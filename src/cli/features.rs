@@ -2,6 +2,7 @@
 
 use super::{Error, Globals, SPEC_VERSION, help, print};
 use crate::rootfs;
+use proa_sys::security;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -48,9 +49,9 @@ struct Seccomp {
     enabled: bool,
     actions: &'static [&'static str],
     operators: &'static [&'static str],
-    archs: &'static [&'static str],
+    archs: Vec<&'static str>,
     known_flags: &'static [&'static str],
-    supported_flags: &'static [&'static str],
+    supported_flags: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -113,18 +114,23 @@ const SECCOMP_ARCHS: &[&str] = &[
     "SCMP_ARCH_AARCH64",
     "SCMP_ARCH_ARM",
     "SCMP_ARCH_LOONGARCH64",
+    "SCMP_ARCH_M68K",
     "SCMP_ARCH_MIPS",
     "SCMP_ARCH_MIPS64",
     "SCMP_ARCH_MIPS64N32",
     "SCMP_ARCH_MIPSEL",
     "SCMP_ARCH_MIPSEL64",
     "SCMP_ARCH_MIPSEL64N32",
+    "SCMP_ARCH_PARISC",
+    "SCMP_ARCH_PARISC64",
     "SCMP_ARCH_PPC",
     "SCMP_ARCH_PPC64",
     "SCMP_ARCH_PPC64LE",
     "SCMP_ARCH_RISCV64",
     "SCMP_ARCH_S390",
     "SCMP_ARCH_S390X",
+    "SCMP_ARCH_SH",
+    "SCMP_ARCH_SHEB",
     "SCMP_ARCH_X32",
     "SCMP_ARCH_X86",
     "SCMP_ARCH_X86_64",
@@ -135,6 +141,14 @@ const SECCOMP_FLAGS: &[&str] = &[
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
     "SECCOMP_FILTER_FLAG_LOG",
     "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+];
+
+/// What to ask the kernel for each of [`SECCOMP_FLAGS`].
+const SECCOMP_FLAG_BITS: [u64; 4] = [
+    security::SECCOMP_TSYNC,
+    security::SECCOMP_SPEC_ALLOW,
+    security::SECCOMP_LOG,
+    security::SECCOMP_WAIT_KILLABLE_RECV | security::SECCOMP_NEW_LISTENER,
 ];
 
 const MEMORY_POLICY_MODES: &[&str] = &[
@@ -152,7 +166,22 @@ const MEMORY_POLICY_FLAGS: &[&str] = &["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE
 /// Annotations that make the runtime do something, so that an engine must not pass them on from an untrusted image.
 const UNSAFE_ANNOTATIONS: &[&str] = &["module.wasm.image/", "org.systemd.property.", "run.oci.handler"];
 
-/// What this build implements, whether or not the kernel of this host has it (features.md: "recognized").
+/// The architectures that the libseccomp in this build has, too.
+fn seccomp_archs() -> Vec<&'static str> {
+    let known = |name: &&&str| serde_json::from_value((**name).into()).is_ok_and(proa_seccomp::knows_architecture);
+    SECCOMP_ARCHS.iter().filter(known).copied().collect()
+}
+
+/// The flags that this kernel has as well.
+fn supported_flags() -> Vec<&'static str> {
+    let all = SECCOMP_FLAGS.iter().zip(SECCOMP_FLAG_BITS);
+    all.filter(|(_, bits)| security::seccomp_knows(*bits))
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+/// What this build implements, whether or not the kernel of this host has it (features.md: "recognized"); only
+/// `supportedFlags` asks the kernel.
 fn features() -> Features {
     let mut capabilities: Vec<caps::Capability> = caps::all().into_iter().collect();
     capabilities.sort_unstable_by_key(caps::Capability::index);
@@ -175,9 +204,9 @@ fn features() -> Features {
                 enabled: true,
                 actions: SECCOMP_ACTIONS,
                 operators: SECCOMP_OPERATORS,
-                archs: SECCOMP_ARCHS,
+                archs: seccomp_archs(),
                 known_flags: SECCOMP_FLAGS,
-                supported_flags: SECCOMP_FLAGS,
+                supported_flags: supported_flags(),
             },
             apparmor: Enabled { enabled: true },
             selinux: Enabled { enabled: true },
@@ -196,6 +225,10 @@ fn features() -> Features {
             net_devices: Enabled { enabled: true },
         },
         annotations: BTreeMap::from([
+            (
+                "io.github.seccomp.libseccomp.version",
+                proa_seccomp::library_version().replace("libseccomp ", ""),
+            ),
             ("io.github.proa.commit", help::COMMIT.unwrap_or_default().to_owned()),
             ("io.github.proa.version", env!("CARGO_PKG_VERSION").to_owned()),
             ("org.opencontainers.runc.checkpoint.enabled", "false".to_owned()),
@@ -218,6 +251,7 @@ pub(super) fn run(_: &Globals, _: liboci_cli::Features) -> Result<u8, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn it_is_a_features_document() {
@@ -228,6 +262,62 @@ mod tests {
         assert_eq!(linux.namespaces().as_ref().unwrap().len(), 8);
         assert_eq!(linux.capabilities().as_ref().unwrap()[0], "CAP_CHOWN");
         assert_eq!(linux.seccomp().as_ref().unwrap().actions().as_ref().unwrap().len(), 9);
+    }
+
+    #[test]
+    fn every_seccomp_name_compiles() {
+        let compile = |profile: serde_json::Value| {
+            let typed = serde_json::from_value(profile.clone()).unwrap_or_else(|error| panic!("{error}: {profile}"));
+            proa_seccomp::compile(&typed).unwrap_or_else(|error| panic!("{error}: {profile}"))
+        };
+        let rule = |action: &str| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["mkdir"], "action": action}]});
+        for action in SECCOMP_ACTIONS {
+            compile(rule(action));
+        }
+        for operator in SECCOMP_OPERATORS {
+            let mut profile = rule("SCMP_ACT_ERRNO");
+            profile["syscalls"][0]["args"] = json!([{"index": 1, "value": 1, "valueTwo": 1, "op": operator}]);
+            compile(profile);
+        }
+        // A filter can't be for machines of both byte orders.
+        let big = [
+            "M68K",
+            "MIPS",
+            "MIPS64",
+            "MIPS64N32",
+            "PARISC",
+            "PARISC64",
+            "PPC",
+            "PPC64",
+            "S390",
+            "S390X",
+            "SHEB",
+        ];
+        for arch in seccomp_archs() {
+            let mut profile = rule("SCMP_ACT_ERRNO");
+            profile["architectures"] = json!([arch]);
+            if big.contains(&arch.trim_start_matches("SCMP_ARCH_")) == cfg!(target_endian = "big") {
+                compile(profile);
+            }
+        }
+        assert!(seccomp_archs().len() > 15 && seccomp_archs().contains(&"SCMP_ARCH_X86_64"));
+        for (flag, bits) in SECCOMP_FLAGS.iter().zip(SECCOMP_FLAG_BITS) {
+            let mut profile = rule("SCMP_ACT_NOTIFY");
+            profile["flags"] = json!([flag]);
+            // TSYNC is for the engine's threads, and chosen where they are.
+            let bits = bits & !security::SECCOMP_TSYNC;
+            assert_eq!(compile(profile).program.flags & bits, bits, "{flag}");
+        }
+    }
+
+    #[test]
+    fn every_memory_policy_name_is_known() {
+        for mode in MEMORY_POLICY_MODES {
+            serde_json::from_value::<oci_spec::runtime::LinuxMemoryPolicy>(
+                json!({"mode": mode, "flags": MEMORY_POLICY_FLAGS}),
+            )
+            .unwrap();
+        }
     }
 
     #[test]

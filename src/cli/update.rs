@@ -267,12 +267,40 @@ fn merge_into(document: &mut Value, mut request: Value) -> Result<LinuxResources
         document["linux"] = json!({});
     }
     let resources = &mut document["linux"]["resources"];
-    merge(resources, request);
+    merge(resources, request.clone());
     if idle_alone && let Some(cpu) = resources["cpu"].as_object_mut() {
         // cpu.idle makes the kernel refuse any cpu.weight.
         cpu.remove("shares");
     }
-    limits_of(document)
+    let mut limits = limits_of(document)?;
+    forget_unasked(&mut limits, &request);
+    Ok(limits)
+}
+
+/// What no other limit depends on is set only if it is asked for, as by runc: somebody else (a CPU manager, say) may have
+/// changed it in the cgroup since.
+fn forget_unasked(limits: &mut LinuxResources, request: &Value) {
+    let asked = |pointer: &str| request.pointer(pointer).is_some_and(|value| !value.is_null());
+    if !asked("/pids/limit") {
+        limits.set_pids(None);
+    }
+    if !asked("/unified") {
+        limits.set_unified(None);
+    }
+    if let Some(cpu) = limits.cpu_mut() {
+        if !asked("/cpu/cpus") {
+            cpu.set_cpus(None);
+        }
+        if !asked("/cpu/mems") {
+            cpu.set_mems(None);
+        }
+        if !asked("/cpu/burst") {
+            cpu.set_burst(None);
+        }
+        if !asked("/cpu/idle") {
+            cpu.set_idle(None);
+        }
+    }
 }
 
 /// `linux.resources` of `document` but for the device rules.

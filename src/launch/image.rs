@@ -28,6 +28,8 @@ pub struct Image {
     pub opened: Vec<OwnedFd>,
     /// The environment of init itself; the container's comes with the plan.
     pub env: Vec<CString>,
+    /// The mount that the executable is on. To close it is to unmount it, which waits for a grace period of RCU.
+    _mount: Option<OwnedFd>,
 }
 
 impl Image {
@@ -61,15 +63,19 @@ pub enum Error {
 /// Opens the init image of `hull`.
 pub fn open(hull: Hull) -> Result<Image, Error> {
     match hull {
-        Hull::Native => Ok(Image {
-            program: protect(Path::new("/proc/self/exe"))?,
-            argv: vec![c"proa".into(), c"init".into()],
-            opened: Vec::new(),
-            env: Vec::new(),
-        }),
+        Hull::Native => {
+            let (program, mount) = protect(Path::new("/proc/self/exe"))?;
+            Ok(Image {
+                program,
+                argv: vec![c"proa".into(), c"init".into()],
+                opened: Vec::new(),
+                env: Vec::new(),
+                _mount: mount,
+            })
+        }
         Hull::Wasm => {
             let found = locate::wasm_hull()?;
-            let program = protect(&found.program)?;
+            let (program, mount) = protect(&found.program)?;
             let mut opened = Vec::new();
             let mut argv = Vec::new();
             for argument in found.args {
@@ -89,6 +95,7 @@ pub fn open(hull: Hull) -> Result<Image, Error> {
                 argv,
                 opened,
                 env,
+                _mount: mount,
             })
         }
     }
@@ -107,18 +114,28 @@ fn open_path(path: &Path) -> Result<OwnedFd, Error> {
     })
 }
 
-/// Opens `path` for execution only.
-pub fn protect(path: &Path) -> Result<OwnedFd, Error> {
-    overlay(path).or_else(|errno| {
+/// Opens `path` for execution only; with the mount, if it is on one of its own.
+fn protect(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>), Error> {
+    let (program, shown) = (super::program, path.display());
+    // Words are runc's, whose tests and readers know them.
+    let protected = match overlay(path) {
+        Ok(protected) => {
+            tracing::debug!("{} exeseal: using overlayfs for sealed {shown}", program());
+            protected
+        }
         // Not privileged, no overlayfs, a kernel before Linux 5.2, a file system that can't be below an overlay: what the
         // copy protects it protects as well.
-        tracing::debug!("no overlay over {}: {errno}; it is copied", path.display());
-        sealed_copy(path)
-    })
+        Err(errno) => {
+            tracing::debug!("no overlay over {shown}: {errno}; it is copied");
+            (sealed_copy(path)?, None)
+        }
+    };
+    tracing::debug!("{} exeseal: using {shown} clone", program());
+    Ok(protected)
 }
 
 /// The file in a detached, read-only overlay over its directory (Linux 5.2).
-fn overlay(path: &Path) -> Result<OwnedFd, Errno> {
+fn overlay(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
     use rustix::fs::{CWD, Mode, OFlags, fstat, openat};
     use rustix::mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
@@ -145,13 +162,13 @@ fn overlay(path: &Path) -> Result<OwnedFd, Errno> {
     // An overlay does not see what is mounted on its layers: a file that was bind-mounted there is another one.
     let what = |stat: rustix::fs::Stat| (stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
     match what(fstat(&program).map_err(raw)?) == what(fstat(&file).map_err(raw)?) {
-        true => Ok(program),
+        true => Ok((program, Some(mount))),
         false => Err(Errno::ESTALE),
     }
 }
 
 /// A copy that nobody can change: memfd_create(2) with every seal.
-pub fn sealed_copy(path: &Path) -> Result<OwnedFd, Error> {
+fn sealed_copy(path: &Path) -> Result<OwnedFd, Error> {
     let failed = |call| {
         move |source| Error::Open {
             call,

@@ -130,6 +130,9 @@ pub enum Error {
     /// Init ended without a word.
     #[error("the container's init ended before the container was set up")]
     InitGone,
+    /// Init was killed for want of memory: runc's words.
+    #[error("unable to start container process: container init was OOM-killed (memory limit too low?)")]
+    OutOfMemory,
     /// A call on a path failed.
     #[error("{call} {path}: {source}", path = path.display())]
     Path {
@@ -181,10 +184,10 @@ impl Error {
         }
     }
 
-    /// For a process whose stderr is this one's (unless it has a `terminal`): what init wrote there was seen.
-    fn seen(self, terminal: bool) -> Self {
+    /// `show`s what init has written, which the user then has `told`.
+    fn seen(self, show: impl FnOnce() -> bool) -> Self {
         match self {
-            Self::Unexecutable { cause, .. } => Self::Unexecutable { cause, told: !terminal },
+            Self::Unexecutable { cause, .. } => Self::Unexecutable { cause, told: show() },
             other => other,
         }
     }

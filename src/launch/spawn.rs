@@ -52,7 +52,7 @@ impl Birth {
         };
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
         let entry = cgroup::Birth {
-            into: entry.into.map(harmless),
+            into: entry.into.filter(is_ours).map(harmless),
             ..entry
         };
         middle.optional = entry.optional;
@@ -72,16 +72,27 @@ impl Birth {
     }
 }
 
+/// Whether a process that has joined another user namespace may still be cloned into this cgroup: it has the caller's uid and
+/// no rights over files of others. Into one that was given to the container's user it can only move itself, through a file
+/// that the caller has opened: the kernel judges that by the opener's rights (Linux 5.16).
+fn is_ours(directory: &OwnedFd) -> bool {
+    rustix::fs::fstat(directory).is_ok_and(|stat| stat.st_uid == rustix::process::geteuid().as_raw())
+}
+
 /// A cgroup directory from which nothing else can be reached: for a moment, the child of a process in the middle has it in
 /// a pid namespace with processes that may hold CAP_SYS_PTRACE and look at its descriptors (CVE-2016-9962). Where the
 /// mount can't be cloned (not privileged), the directory leads nowhere that those could write to.
 fn harmless(directory: OwnedFd) -> OwnedFd {
     use rustix::mount::OpenTreeFlags;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    match rustix::mount::open_tree(&directory, "", flags) {
-        Ok(detached) if proa_sys::mount::set_read_only(detached.as_fd()).is_ok() => detached,
-        _ => directory,
+    let Ok(detached) = rustix::mount::open_tree(&directory, "", flags) else {
+        return directory;
+    };
+    // Before Linux 5.12 it stays writable: then its own files can be written to, but not those of the cgroups above.
+    if let Err(errno) = proa_sys::mount::set_read_only(detached.as_fd()) {
+        tracing::debug!("mount_setattr(cgroup directory, MOUNT_ATTR_RDONLY): {errno}");
     }
+    detached
 }
 
 /// Why there is no new process.

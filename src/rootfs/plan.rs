@@ -68,6 +68,7 @@ pub(super) fn build(
         private,
         userns,
         cgroupns: spaces.find(Ns::Cgroup).is_some(),
+        cgroup: None,
         propagation,
         no_pivot: options.no_pivot,
         devices: if setup_dev { devices(spec)? } else { Vec::new() },
@@ -263,7 +264,7 @@ pub(super) fn check_proc(field_name: &str, destination: &Path, kind: &Kind) -> R
 
 /// `uid=` and `gid=` of ids that the user namespace has not: the kernel would only say EINVAL (runc's words).
 fn check_owner_options(at: &str, options: &Parsed, spec: &Spec, host: &Host) -> Result<(), Error> {
-    let Some(linux) = spec.linux().as_ref().filter(|_| host.rootless) else {
+    let Some(linux) = spec.linux().as_ref().filter(|_| host.unprivileged()) else {
         return Ok(());
     };
     for option in options.data.split(',') {
@@ -279,7 +280,10 @@ fn check_owner_options(at: &str, options: &Parsed, spec: &Spec, host: &Host) -> 
             .iter()
             .any(|m| id >= m.container_id() && id - m.container_id() < m.size())
         {
-            let problem = format!("cannot specify {kind}={id} mount option for unmapped {kind} in rootless containers");
+            let problem = format!(
+                "cannot specify {kind}={id} mount option for rootless container: user namespaces enabled, but no mapping \
+                 found for {kind} {id}"
+            );
             return Err(field(at, problem));
         }
     }
@@ -303,7 +307,7 @@ fn idmap(
     if !bind {
         return Err(field(at, "id-mapped mounts are only supported for bind-mounts"));
     }
-    if host.rootless {
+    if host.unprivileged() {
         return Err(field(at, "id-mapped mounts are not supported for rootless containers"));
     }
     let recursive = options.idmap == Some(true);

@@ -15,6 +15,28 @@ pub const SECCOMP_NEW_LISTENER: u64 = 1 << 3;
 /// `SECCOMP_FILTER_FLAG_TSYNC_ESRCH`: makes TSYNC and NEW_LISTENER usable together (Linux 5.7).
 pub const SECCOMP_TSYNC_ESRCH: u64 = 1 << 4;
 
+/// `SECCOMP_FILTER_FLAG_LOG`: log what the filter refuses (Linux 4.14).
+pub const SECCOMP_LOG: u64 = 1 << 1;
+/// `SECCOMP_FILTER_FLAG_SPEC_ALLOW`: no mitigation of speculative store bypass (Linux 4.17).
+pub const SECCOMP_SPEC_ALLOW: u64 = 1 << 2;
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`: once its notification was read, only a deadly signal interrupts a call (Linux
+/// 5.19). Only together with [`SECCOMP_NEW_LISTENER`].
+pub const SECCOMP_WAIT_KILLABLE_RECV: u64 = 1 << 5;
+
+/// Whether the kernel knows all of these flags (seccomp(2), Notes: it looks at them before it looks for the filter).
+pub fn seccomp_knows(flags: u64) -> bool {
+    // SAFETY: the kernel checks the null pointer and answers EFAULT; no filter is installed.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER as c_ulong,
+            flags as c_ulong,
+            std::ptr::null::<libc::sock_fprog>(),
+        )
+    };
+    Errno::result(ret) == Err(Errno::EFAULT)
+}
+
 /// Installs the classic BPF `program` (`struct sock_filter` records in the machine's byte order) as a seccomp filter of
 /// the calling thread, or of all threads with [`SECCOMP_TSYNC`]. Returns the listener if `flags` has
 /// [`SECCOMP_NEW_LISTENER`].
@@ -248,6 +270,12 @@ mod tests {
     fn a_torn_program_is_refused_before_the_kernel_sees_it() {
         assert_eq!(seccomp_install(0, &[]).unwrap_err(), Errno::EINVAL);
         assert_eq!(seccomp_install(0, &[0; 12]).unwrap_err(), Errno::EINVAL);
+    }
+
+    #[test]
+    fn flags_are_known_or_not() {
+        assert!(seccomp_knows(0) && seccomp_knows(SECCOMP_TSYNC));
+        assert!(!seccomp_knows(1 << 31));
     }
 
     #[test]

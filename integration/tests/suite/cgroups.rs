@@ -1,6 +1,7 @@
 //! Control groups: limits of every kind, devices, freezer, statistics, updates, and what delete takes away.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
 use proa_integration::ctx::eventually;
@@ -71,6 +72,9 @@ tests! {
     a_period_is_updated_alone .views(V1);
     quota_and_period_are_updated_together .views(V1);
     cpuset_and_pids_are_updated .views(V1);
+    a_memory_limit_too_low_for_init_is_the_cause_told .views(V1).only_proa();
+    a_disabled_cgroup_manager_makes_no_cgroup .views(ALL).only_proa();
+    limits_are_refused_with_a_disabled_cgroup_manager .views(ALL).only_proa();
     a_memory_limit_below_the_use_is_refused .views(V1).since_runc(1, 2).not_for(CRUN);
     a_refused_update_changes_nothing .views(V1).only_proa();
     a_pids_section_without_a_limit_is_no_limit .views(V1);
@@ -82,6 +86,8 @@ tests! {
     hugetlb_limit_is_written_on_a_hybrid_host .views(&[View::Hybrid]).only_proa();
     device_rules_are_in_the_listed_order .views(&[View::Hybrid, View::V1]).only_proa();
     v2_cgroup_namespace_root_is_the_containers_group .views(V2);
+    v2_a_writable_cgroup_belongs_to_the_containers_user .views(V2).only_proa();
+    v2_a_writable_cgroup_belongs_to_the_user_namespaces_root .views(&[View::V2]).only_proa();
     letters_that_are_no_device_access_are_ignored .once();
 }
 
@@ -1074,6 +1080,48 @@ fn device_rules_are_in_the_listed_order(ctx: &Ctx) {
     assert_eq!(first, ["c 10:229 rwm", "b 8:20 rw", "b 8:4 r"]);
 }
 
+/// config-linux.md, "Cgroup ownership": what systemd in a container needs.
+fn v2_a_writable_cgroup_belongs_to_the_containers_user(ctx: &Ctx) {
+    let user = |b: &Bundle| {
+        b.set("/process/user/uid", json!(1000));
+    };
+    assert_eq!(owners_of_cgroup(ctx, "rw", user), [1000, 1000, 1000, 1000, 0]);
+    assert_eq!(owners_of_cgroup(ctx, "ro", user), [0; 5]);
+}
+
+fn v2_a_writable_cgroup_belongs_to_the_user_namespaces_root(ctx: &Ctx) {
+    let root = |b: &Bundle| {
+        b.userns(100_000);
+    };
+    let given = [100_000, 100_000, 100_000, 100_000, 0];
+    assert_eq!(owners_of_cgroup(ctx, "rw", root), given);
+    assert_eq!(owners_of_cgroup(ctx, "ro", root), [0; 5]);
+}
+
+/// The owners of the cgroup of a container that has it mounted with `option`, and of some of the files in it.
+fn owners_of_cgroup(ctx: &Ctx, option: &str, change: impl Fn(&Bundle)) -> [u32; 5] {
+    let bundle = ctx.bundle();
+    change(&bundle);
+    bundle
+        .mount(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [option]}))
+        .args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    let dir = container.cgroup_dir("");
+    if option == "rw" {
+        // The owner makes cgroups below, and an exec still gets in.
+        container.exec(&["mkdir", "/sys/fs/cgroup/inner"]).ok();
+        fs::remove_dir(dir.join("inner")).unwrap();
+    }
+    [
+        "",
+        "cgroup.procs",
+        "cgroup.subtree_control",
+        "cgroup.threads",
+        "cgroup.freeze",
+    ]
+    .map(|file| fs::metadata(dir.join(file)).unwrap().uid())
+}
+
 fn v2_cgroup_namespace_root_is_the_containers_group(ctx: &Ctx) {
     assert_eq!(ctx.shell("grep ^0:: /proc/self/cgroup", |b| b), "0::/\n");
 }
@@ -1085,4 +1133,42 @@ fn letters_that_are_no_device_access_are_ignored(ctx: &Ctx) {
         .set("/linux/resources/devices", rules)
         .sh("head -c 1 /dev/zero | wc -c");
     assert_eq!(ctx.run(&bundle).ok().text(), "1");
+}
+
+fn a_memory_limit_too_low_for_init_is_the_cause_told(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.set("/linux/resources/memory", json!({"limit": 4096}));
+    ctx.run(&bundle)
+        .refused(&["container init was OOM-killed (memory limit too low?)"]);
+}
+
+/// crun's option, which podman gives for `--cgroups=disabled`.
+fn a_disabled_cgroup_manager_makes_no_cgroup(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]);
+    let id = ctx.id();
+    let dir = bundle.dir.to_str().unwrap();
+    let call = |args: &[&str]| ctx.call(&[&["--cgroup-manager", "disabled"], args].concat()).output();
+    call(&["run", "--detach", "--bundle", dir, &id]).ok();
+    let pid = ctx.call(&["state", &id]).output().ok().json()["pid"].to_string();
+    let of = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert_eq!(of(&pid), of("self"));
+    assert_eq!(ctx.call(&["exec", &id, "echo", "hi"]).output().ok().text(), "hi");
+    ctx.call(&["pause", &id]).output().refused(&["freezer"]);
+    ctx.call(&["delete", "--force", &id]).output().ok();
+    call(&["--cgroup-manager", "none", "state", &id]).refused(&["--cgroup-manager", "\"none\""]);
+}
+
+fn limits_are_refused_with_a_disabled_cgroup_manager(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.set("/linux/resources/pids", json!({"limit": 10}));
+    let args = [
+        "--cgroup-manager",
+        "disabled",
+        "run",
+        "--bundle",
+        bundle.dir.to_str().unwrap(),
+        &ctx.id(),
+    ];
+    ctx.call(&args).output().refused(&["linux.resources: has limits"]);
 }

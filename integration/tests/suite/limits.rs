@@ -19,6 +19,7 @@ tests! {
     reservation_is_updated .views(CGROUPFS);
     an_update_to_no_pids_means_one .views(CGROUPFS).only_proa();
     updated_limits_are_stored .views(CGROUPFS).only_proa();
+    what_an_update_does_not_name_is_not_touched .views(CGROUPFS);
     wrong_values_are_refused_by_flag .once().only_proa();
     wrong_resources_are_refused_by_field .once().only_proa();
     cache_and_bandwidth_schemas_need_resctrl .once();
@@ -176,6 +177,23 @@ fn updated_limits_are_stored(ctx: &Ctx) {
     assert_eq!(resources["devices"], json!([{"allow": false, "access": "rwm"}]));
     let throttle = container.cgroup_file("blkio", "blkio.throttle.read_bps_device");
     assert_eq!(throttle, "7:0 2000000");
+}
+
+/// A CPU manager may have moved the container meanwhile.
+fn what_an_update_does_not_name_is_not_touched(ctx: &Ctx) {
+    let container = limited(
+        ctx,
+        json!({"pids": {"limit": 20}, "cpu": {"cpus": "0-1", "shares": 100}}),
+    );
+    let write = |controller: &str, file: &str, value: &str| {
+        fs::write(container.cgroup_dir(controller).join(file), value).unwrap();
+    };
+    write("pids", "pids.max", "33");
+    write("cpuset", "cpuset.cpus", "1");
+    container.verb(&["update", "--cpu-share", "200"]).ok();
+    assert_eq!(container.cgroup_file("cpu", "cpu.shares"), "200");
+    assert_eq!(container.cgroup_file("pids", "pids.max"), "33");
+    assert_eq!(container.cgroup_file("cpuset", "cpuset.cpus"), "1");
 }
 
 fn wrong_values_are_refused_by_flag(ctx: &Ctx) {

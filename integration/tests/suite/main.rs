@@ -8,6 +8,7 @@ mod exec;
 mod failures;
 mod fallbacks;
 mod fds;
+mod features;
 mod harness;
 mod hooks;
 mod idmap;
@@ -20,6 +21,7 @@ mod netdev;
 mod notify;
 mod process;
 mod rootless;
+mod rootless_cgroups;
 mod session;
 mod systemd;
 mod terminal;
@@ -41,12 +43,14 @@ fn main() -> std::process::ExitCode {
         hooks::tests(),
         terminal::tests(),
         fds::tests(),
+        features::tests(),
         exec::tests(),
         failures::tests(),
         notify::tests(),
         cgroups::tests(),
         controllers::tests(),
         rootless::tests(),
+        rootless_cgroups::tests(),
         session::tests(),
         bad_input::tests(),
         attacks::tests(),

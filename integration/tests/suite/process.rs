@@ -549,6 +549,11 @@ fn no_new_keyring_keeps_the_callers(ctx: &Ctx) {
         id(&keyring(ctx, &["--no-new-keyring"])),
         id(&String::from_utf8_lossy(&host))
     );
+    // An exec has what its container has.
+    let container = ctx.create_with(ctx.bundle().args(&["sleep", "1000"]), &["--no-new-keyring"]);
+    container.start();
+    let inside = container.exec(&["probe", "keyring"]);
+    assert_eq!(id(inside.ok().text()), id(&String::from_utf8_lossy(&host)));
 }
 
 fn personality_is_set(ctx: &Ctx) {
@@ -683,4 +688,7 @@ fn debug_tells_what_the_containers_init_does(ctx: &Ctx) {
         .call(&["--debug", "run", "--bundle", bundle.dir.to_str().unwrap(), &id])
         .output();
     assert!(out.ok().log.contains("\"level\":\"debug\""), "{out:?}");
+    if ctx.subject.kind == Kind::Proa {
+        assert!(out.log.contains("exeseal: using /proc/self/exe clone"), "{out:?}");
+    }
 }

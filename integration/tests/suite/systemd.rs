@@ -396,7 +396,9 @@ fn v2_limits_are_properties(ctx: &Ctx) {
         ],
     );
     let idle = limited(ctx, &json!({"cpu": {"idle": 1}}));
-    has(&properties(ctx, &unit(&idle)), &[("CPUWeight", "0")]);
+    // The word is of systemd 254 or so; 0 before.
+    let weight = properties(ctx, &unit(&idle))["CPUWeight"].clone();
+    assert!(weight == "idle" || weight == "0", "{weight}");
     files(&idle, &[("cpu.idle", "1")]);
 }
 
@@ -476,7 +478,7 @@ fn v2_limits_outlive_a_reload(ctx: &Ctx) {
     let resources = json!({
         "memory": {"limit": 67_108_864, "reservation": 33_554_432}, "pids": {"limit": 20}, "blockIO": {"weight": 300},
         "cpu": {"shares": 512, "quota": 50_000, "period": 200_000, "burst": 10_000, "cpus": "0"},
-        "unified": {"memory.high": "50331648", "memory.oom.group": "1"}
+        "unified": {"memory.high": "50331648"}
     });
     let container = limited(ctx, &resources);
     container.verb(&["update", "--pids-limit", "11"]).ok();
@@ -490,7 +492,6 @@ fn v2_limits_outlive_a_reload(ctx: &Ctx) {
         ("memory.max", "67108864"),
         ("memory.low", "33554432"),
         ("memory.high", "50331648"),
-        ("memory.oom.group", "1"),
         ("pids.max", "11"),
         io,
         ("cpu.weight", "59"),

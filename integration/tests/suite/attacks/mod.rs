@@ -16,7 +16,7 @@ mod state;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use proa_integration::{Bundle, Ctx, Test};
+use proa_integration::{Bundle, Call, Ctx, Test};
 use serde_json::json;
 
 /// The tests of this module.
@@ -43,6 +43,20 @@ macro_rules! withstood {
     };
 }
 use withstood;
+
+/// What an attacker says it got: the line that begins in capitals.
+fn gained(said: &str) -> Option<&str> {
+    let words = ["WROTE", "TRACED", "MADE", "REACHED"];
+    said.lines()
+        .find(|line| words.iter().any(|word| line.starts_with(word)))
+}
+
+/// Makes a call that an attack may have broken, or broke: what becomes of it matters not.
+fn carelessly(call: Call) {
+    if let Ok(running) = call.try_spawn() {
+        running.wait();
+    }
+}
 
 /// Puts the attackers' program into the image, as `/bin/attack`.
 fn arm<'a>(ctx: &Ctx, bundle: &'a Bundle) -> &'a Bundle {

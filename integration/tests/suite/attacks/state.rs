@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
+use proa_integration::ctx::eventually;
 use proa_integration::{Ctx, tests};
 use serde_json::json;
 
@@ -60,9 +61,19 @@ fn a_pid_that_was_reused_is_left_alone(ctx: &Ctx) {
     bundle.args(&["sleep", "1000"]);
     let container = ctx.start(&bundle);
     container.kill("KILL").stopped();
-    let mut other = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
     let path = ctx.root.join(&container.id).join("state.json");
     let mut state: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    // Start times are counted in ticks of a hundredth of a second: a pid is not reused within one.
+    let mut other = eventually("a process that started later", || {
+        let mut other = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", other.id())).unwrap();
+        if stat.split(' ').nth(21) != Some(&state["startTime"].to_string()) {
+            return Some(other);
+        }
+        other.kill().unwrap();
+        other.wait().unwrap();
+        None
+    });
     state["pid"] = json!(other.id());
     fs::write(&path, state.to_string()).unwrap();
     let executed = ctx.dir.join("executed");
