@@ -9,17 +9,22 @@ pub struct Host {
     pub euid: u32,
     /// The effective group id of the caller.
     pub egid: u32,
-    /// Whether proa may not do what host root may: not uid 0, or uid 0 of a user namespace (`/proc/self/uid_map` is not
-    /// the identity), or `--rootless true`.
+    /// Whether cgroups need not be had (`--rootless`): by default if the caller is not host root, that is, not uid 0, or
+    /// uid 0 of a user namespace (`/proc/self/uid_map` is not the identity).
     pub rootless: bool,
 }
 
 impl Host {
-    /// Probes the host; `rootless` is the caller's `--rootless`, `None` for `auto`.
-    pub fn probe(rootless: Option<bool>) -> Self {
+    /// Probes the host; `rootless` is the caller's `--rootless`, `None` for `auto`; `systemd` is `--systemd-cgroup`.
+    pub fn probe(rootless: Option<bool>, systemd: bool) -> Self {
         let euid = nix::unistd::geteuid().as_raw();
         let egid = nix::unistd::getegid().as_raw();
-        let rootless = rootless.unwrap_or_else(|| euid != 0 || in_user_namespace());
+        let rootless = rootless.unwrap_or_else(|| match euid {
+            // A user namespace that plays a whole machine has a systemd of its own, and no session of some user.
+            0 if systemd => in_user_namespace() && in_users_session(),
+            0 => in_user_namespace(),
+            _ => true,
+        });
         Self { euid, egid, rootless }
     }
 
@@ -34,6 +39,17 @@ impl Host {
 /// initial one, as runc does.
 pub fn in_user_namespace() -> bool {
     std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_identity(&map))
+}
+
+/// Whether there is a user's bus to ask for a scope, which is not root's own.
+fn in_users_session() -> bool {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let bus = match (variable("DBUS_SESSION_BUS_ADDRESS"), variable("XDG_RUNTIME_DIR")) {
+        (Some(address), _) => address,
+        (None, Some(dir)) if PathBuf::from(&dir).join("bus").exists() => dir,
+        _ => return false,
+    };
+    !bus.to_string_lossy().contains("/run/user/0")
 }
 
 /// Whether an id map (user_namespaces(7)) maps every id to itself, as in the initial user namespace.
@@ -75,7 +91,9 @@ mod tests {
 
     #[test]
     fn the_callers_word_on_rootless_counts() {
-        assert!(Host::probe(Some(true)).rootless);
-        assert!(!Host::probe(Some(false)).rootless);
+        for systemd in [true, false] {
+            assert!(Host::probe(Some(true), systemd).rootless);
+            assert!(!Host::probe(Some(false), systemd).rootless);
+        }
     }
 }

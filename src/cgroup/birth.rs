@@ -72,6 +72,14 @@ impl Cgroup {
         Ok(birth)
     }
 
+    /// As [`Cgroup::birth`], for an `exec`: as with runc, an unprivileged caller's goes where the caller is if it may not
+    /// enter the container's cgroup, unless it named one below.
+    pub fn birth_of_exec(&self, subs: &[String]) -> Result<Birth, Error> {
+        let mut birth = self.birth(subs)?;
+        birth.optional |= self.rootless && subs.is_empty();
+        Ok(birth)
+    }
+
     /// Whether this is a v2 cgroup that takes no processes: it gives controllers to cgroups below it, or the container's
     /// init has left and removed it.
     pub fn is_left(&self) -> Result<bool, Error> {

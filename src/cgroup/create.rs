@@ -163,9 +163,13 @@ fn create_v1(plan: &Plan, layout: &Layout, made: &mut Vec<PathBuf>) -> Result<Cg
     }
     if let Some(v2) = &layout.v2 {
         let path = plan.place.in_v1(v2);
-        match tree::make(&path, made) {
-            Ok(_) => cgroup.unified = Some(path),
-            Err(error) => tracing::debug!("no cgroup in the v2 hierarchy: {error}"),
+        // runc leaves this hierarchy alone: what is refused in it is no reason to fail.
+        match !plan.rootless || v2.may_enter(&path) {
+            false => tracing::debug!("no cgroup in the v2 hierarchy: may not enter {}", path.display()),
+            true => match tree::make(&path, made) {
+                Ok(_) => cgroup.unified = Some(path),
+                Err(error) => tracing::debug!("no cgroup in the v2 hierarchy: {error}"),
+            },
         }
     }
     apply_v1(&cgroup, &plan.limits, &plan.rules, fresh_devices)?;

@@ -26,6 +26,14 @@ pub enum Error {
         /// Why.
         errno: Errno,
     },
+    /// The cgroup's directory can't be made.
+    #[error("unable to apply cgroup configuration: mkdir {path}: {errno}", path = path.display(), errno = words(*errno))]
+    Make {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        errno: Errno,
+    },
     /// The kernel refused a value.
     #[error("{field}: failed to write {value:?}: write {path}: {errno}", path = path.display(), errno = words(*errno))]
     Write {
@@ -172,7 +180,7 @@ pub enum Error {
     },
     /// No permission for cgroups, but limits or a path that need it.
     #[error(
-        "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: mkdir {path}: {errno}",
+        "unable to apply cgroup configuration: rootless needs no limits + no cgrouppath when no permission is granted for cgroups: mkdir {path}: {errno}",
         path = path.display(), errno = words(*errno)
     )]
     Rootless {
@@ -213,6 +221,7 @@ impl Error {
     pub fn errno(&self) -> Option<Errno> {
         match self {
             Self::Call { errno, .. }
+            | Self::Make { errno, .. }
             | Self::Write { errno, .. }
             | Self::UnifiedWrite { errno, .. }
             | Self::Bpf { errno, .. }

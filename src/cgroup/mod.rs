@@ -318,6 +318,11 @@ impl Cgroup {
         }
     }
 
+    /// Whether there is none at all: an unprivileged caller asked for none and could make none.
+    pub fn is_none(&self) -> bool {
+        self.v1.is_empty() && self.unified.is_none() && self.unit.is_none() && self.pending.is_none()
+    }
+
     /// Whether limits are v1's.
     fn is_legacy(&self) -> bool {
         !self.v1.is_empty()

@@ -1,7 +1,9 @@
 //! Where cgroup hierarchies are mounted: v1, v2 or both (hybrid).
 
 use super::{Error, file};
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use nix::unistd::{AccessFlags, faccessat};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +63,22 @@ impl Hierarchy {
         // as near as one gets.
         let rest = rest.filter(|rest| !rest.starts_with("/..") && (rest.is_empty() || rest.starts_with('/')));
         join(&self.mount, rest.unwrap_or(""))
+    }
+
+    /// Whether this process may move processes of its own to the v2 cgroup `path`: without privileges it must be allowed to
+    /// write to `cgroup.procs` of the nearest cgroup that is above both (cgroups(7), delegation containment).
+    pub fn may_enter(&self, path: &Path) -> bool {
+        let own = self.own_dir();
+        let above = path.ancestors().find(|above| own.starts_with(above));
+        above.is_some_and(|above| {
+            faccessat(
+                AT_FDCWD,
+                &above.join("cgroup.procs"),
+                AccessFlags::W_OK,
+                AtFlags::AT_EACCESS,
+            )
+            .is_ok()
+        })
     }
 
     /// Whether `controller` is in this hierarchy.

@@ -28,16 +28,14 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<bool, Error> 
         // A read-only mount says so even of a directory that is there.
         Err(Errno::EROFS) if path.is_dir() => return Ok(false),
         Err(errno) => {
-            return Err(Error::Call {
-                call: "mkdir",
+            return Err(Error::Make {
                 path: path.to_owned(),
                 errno,
             });
         }
     }
     let Some(parent) = path.parent() else {
-        return Err(Error::Call {
-            call: "mkdir",
+        return Err(Error::Make {
             path: path.to_owned(),
             errno: Errno::ENOENT,
         });
@@ -49,8 +47,7 @@ pub(super) fn make(path: &Path, made: &mut Vec<PathBuf>) -> Result<bool, Error> 
             Ok(true)
         }
         Err(Errno::EEXIST) => Ok(false),
-        Err(errno) => Err(Error::Call {
-            call: "mkdir",
+        Err(errno) => Err(Error::Make {
             path: path.to_owned(),
             errno,
         }),

@@ -108,6 +108,7 @@ impl Config {
             Err(_) => Self::parse_leniently(&raw, path)?,
         };
         config.forget_absent_pids_limit();
+        config.find_huge_page_sizes()?;
         Ok(config)
     }
 
@@ -127,6 +128,33 @@ impl Config {
         {
             resources.set_pids(None);
         }
+    }
+
+    /// oci-spec's types take a missing `pageSize` for an empty one. Go, to which the case of a key means nothing, reads the
+    /// `pagesize` that is found in the wild (runc's own tests have it).
+    fn find_huge_page_sizes(&mut self) -> Result<(), Error> {
+        let linux = self.spec.linux_mut().as_mut();
+        let resources = linux.and_then(|linux| linux.resources_mut().as_mut());
+        let Some(limits) = resources.and_then(|resources| resources.hugepage_limits_mut().as_mut()) else {
+            return Ok(());
+        };
+        if limits.iter().all(|limit| !limit.page_size().is_empty()) {
+            return Ok(());
+        }
+        let document: Value = serde_json::from_slice(&self.raw).unwrap_or_default();
+        for (index, limit) in limits.iter_mut().enumerate() {
+            let written = document.pointer(&format!("/linux/resources/hugepageLimits/{index}"));
+            let size = written.and_then(Value::as_object).and_then(|written| {
+                let found = written.iter().find(|(key, _)| key.eq_ignore_ascii_case("pageSize"))?;
+                found.1.as_str().filter(|size| !size.is_empty())
+            });
+            let size = size.ok_or_else(|| Error::Field {
+                field: format!("linux.resources.hugepageLimits[{index}].pageSize"),
+                problem: "is missing".into(),
+            })?;
+            limit.set_page_size(size.into());
+        }
+        Ok(())
     }
 
     /// Parses a document that oci-spec's types refuse, after putting right what runc would accept. The cleaned document
@@ -309,6 +337,27 @@ mod tests {
         };
         let texts = ["{}", r#"{"limit": null}"#, r#"{"limit": 0}"#, r#"{"limit": 7}"#];
         assert_eq!(texts.map(limit), [None, None, Some(0), Some(7)]);
+    }
+
+    #[test]
+    fn a_huge_page_size_has_a_key_in_any_case_and_is_not_left_out() {
+        let sizes = |limits: &str| {
+            let text =
+                format!(r#"{{"ociVersion": "1.0.2", "linux": {{"resources": {{"hugepageLimits": {limits}}}}}}}"#);
+            parse(&text).map(|config| {
+                let resources = config.spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
+                let limits = resources.hugepage_limits().iter().flatten();
+                limits.map(|limit| limit.page_size().clone()).collect::<Vec<_>>()
+            })
+        };
+        let given = r#"[{"pageSize": "2MB", "limit": 1}, {"pagesize": "1GB", "limit": 2}]"#;
+        assert_eq!(sizes(given).unwrap(), ["2MB", "1GB"]);
+        assert_eq!(
+            sizes(r#"[{"pageSize": "2MB", "limit": 1}, {"limit": 2}]"#)
+                .unwrap_err()
+                .to_string(),
+            "linux.resources.hugepageLimits[1].pageSize: is missing"
+        );
     }
 
     #[test]

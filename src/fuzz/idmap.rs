@@ -1,6 +1,7 @@
 //! Id maps: checked, and written as the kernel and as newuidmap(1) take them.
 
 use super::Bytes;
+use crate::host::Host;
 use crate::namespace::{self, IdMap, idmap};
 use serde_json::{Value, json};
 
@@ -22,7 +23,13 @@ pub fn idmap(data: &[u8]) {
     let Ok(spec) = serde_json::from_value(json!({"linux": linux.clone()})) else {
         return;
     };
-    let plan = match namespace::plan(&spec, choice & 4 != 0) {
+    let id = if choice & 4 != 0 { 1000 } else { 0 };
+    let host = Host {
+        euid: id,
+        egid: id,
+        rootless: id != 0,
+    };
+    let plan = match namespace::plan(&spec, &host) {
         Ok(plan) => plan,
         Err(error) => return assert!(error.to_string().starts_with("linux."), "{error}"),
     };

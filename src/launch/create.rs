@@ -12,7 +12,7 @@ use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
 use super::terminal::{self, Offer};
 use super::{CreateOptions, Error, parent, sdnotify, start};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::{Kind, enter, idmap, netdev};
@@ -72,6 +72,13 @@ impl Making {
         sdnotify::make_directory(reservation.dir())?;
         reservation.save(&record)?;
         let cgroup = self.cgroup.insert(cgroup.create()?);
+        if cgroup.is_none() && !plan.namespaces.makes(Kind::Pid) {
+            // runc's words, without the announcement that it will be an error some day.
+            tracing::warn!(
+                "Creating a rootless container with no cgroup and no private pid namespace. Such configuration is strongly \
+                 discouraged (as it is impossible to properly kill all container's processes)"
+            );
+        }
         if cgroup.save() != record.cgroup {
             record.cgroup = cgroup.save();
             reservation.save(&record)?;
@@ -121,7 +128,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let preserve = parent::preserved_descriptors(parent::listen_fds(), options.preserve_fds)?;
     let mut config = Config::load(&options.bundle)?;
     sdnotify::offer(&mut config.spec, &store.dir(&options.id)?)?;
-    let host = Host::probe(options.rootless);
+    let host = Host::probe(options.rootless, options.driver == cgroup::Driver::Systemd);
     let mut plan = parent::resolve(&config, &host, options)?;
     process::check_host(&plan.process)?;
     let image = image::open(plan.hull)?;
@@ -132,6 +139,8 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let (Some(reservation), Some(cgroup)) = (&making.reservation, &mut making.cgroup) else {
         unreachable!("reserve() made both");
     };
+
+    plan.rootfs.set_cgroup(cgroup.path(""));
 
     let filter = plan
         .seccomp
@@ -215,8 +224,7 @@ impl Created {
             status: "creating",
             sources: None,
         }
-        .until_running(&self.channel)
-        .map_err(|error| error.seen(self.record.terminal))?;
+        .until_running(&self.channel)?;
         if let Some(reservation) = &self.making.reservation {
             reservation.save_created(&mut self.record)?;
         }
@@ -298,7 +306,7 @@ impl Spawning<'_> {
             if settling.middle {
                 parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
             }
-            idmap::write(&plan.namespaces, child.pid, !host.unprivileged(), host.euid, host.egid)?;
+            idmap::write(&plan.namespaces, child.pid, host)?;
         }
         if settling.middle {
             if settling.map_ids {

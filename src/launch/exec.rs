@@ -7,7 +7,6 @@ use super::parent::{Attendant, Newborn};
 use super::spawn::{self, Birth};
 use super::{Error, ExecOptions, foreground, parent, terminal};
 use crate::config::Config;
-use crate::host::Host;
 use crate::namespace::Kind;
 use crate::process::{self, Filter};
 use crate::state::{Container, Store};
@@ -27,7 +26,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         process::Options {
             no_new_keyring: container.record.no_new_keyring,
             exec: true,
-            rootless: Host::probe(None).rootless,
+            unprivileged: !nix::unistd::geteuid().is_root(),
         },
     )?;
     let linux = config.spec.linux().as_ref();
@@ -59,9 +58,9 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
     channel.send(&Message::Start)?;
-    attendant
-        .until_running(&channel)
-        .map_err(|error| error.seen(plan.terminal))?;
+    if let Err(error) = attendant.until_running(&channel) {
+        return Err(error.seen(|| foreground::show(master.as_ref(), plan.terminal)));
+    }
     newborn.keep();
     match signals {
         None => Ok(0),
@@ -90,7 +89,7 @@ impl Request<'_> {
         // An init that manages cgroups of its own has moved to one of those; runc goes there, too.
         let entry = match sub_cgroups.is_empty() && cgroup.is_left()? {
             true => cgroup.birth_beside(Pid::from_raw(record.pid))?,
-            false => cgroup.birth(sub_cgroups)?,
+            false => cgroup.birth_of_exec(sub_cgroups)?,
         };
         let attach = entry.by_pid;
         let pidfd = self.container.pidfd()?;

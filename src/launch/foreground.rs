@@ -25,7 +25,9 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
     let mut created = create::create(store, options, StartBy::Channel, run.detach)?;
     let listener = Listener::bind(&store.dir(&options.id)?)?;
     let master = created.offer.take().map(|offer| offer.receive()).transpose()?.flatten();
-    created.start()?;
+    if let Err(error) = created.start() {
+        return Err(error.seen(|| show(master.as_ref(), created.record.terminal)));
+    }
     start::poststart(&created.config, &created.record)?;
     let pid = created.init.pid;
     let (record, config) = created.keep();
@@ -177,6 +179,20 @@ struct Terminal {
     unseen: bool,
 }
 
+/// Shows what a process has written that did not get to run its program; false if it had a terminal that is not ours.
+pub fn show(master: Option<&OwnedFd>, terminal: bool) -> bool {
+    let Some(master) = master.filter(|_| terminal) else {
+        return !terminal;
+    };
+    let Ok(master) = master.try_clone() else { return false };
+    if nonblocking(master.as_fd()).is_err() {
+        return false;
+    }
+    let mut terminal = Terminal::over(master);
+    terminal.copy_output();
+    !terminal.unseen
+}
+
 /// What was typed and not yet taken.
 #[derive(Default)]
 struct Input {
@@ -185,14 +201,18 @@ struct Input {
 }
 
 impl Terminal {
-    fn new(master: OwnedFd) -> Result<Self, Error> {
-        let mut terminal = Self {
+    fn over(master: OwnedFd) -> Self {
+        Self {
             master,
             before: None,
             input: Input::default(),
             output_ended: false,
             unseen: false,
-        };
+        }
+    }
+
+    fn new(master: OwnedFd) -> Result<Self, Error> {
+        let mut terminal = Self::over(master);
         nonblocking(terminal.master.as_fd())?;
         let stdin = std::io::stdin();
         if rustix::termios::isatty(&stdin) {

@@ -116,12 +116,22 @@ fn open_path(path: &Path) -> Result<OwnedFd, Error> {
 
 /// Opens `path` for execution only; with the mount, if it is on one of its own.
 fn protect(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>), Error> {
-    overlay(path).or_else(|errno| {
+    let (program, shown) = (super::program, path.display());
+    // Words are runc's, whose tests and readers know them.
+    let protected = match overlay(path) {
+        Ok(protected) => {
+            tracing::debug!("{} exeseal: using overlayfs for sealed {shown}", program());
+            protected
+        }
         // Not privileged, no overlayfs, a kernel before Linux 5.2, a file system that can't be below an overlay: what the
         // copy protects it protects as well.
-        tracing::debug!("no overlay over {}: {errno}; it is copied", path.display());
-        Ok((sealed_copy(path)?, None))
-    })
+        Err(errno) => {
+            tracing::debug!("no overlay over {shown}: {errno}; it is copied");
+            (sealed_copy(path)?, None)
+        }
+    };
+    tracing::debug!("{} exeseal: using {shown} clone", program());
+    Ok(protected)
 }
 
 /// The file in a detached, read-only overlay over its directory (Linux 5.2).

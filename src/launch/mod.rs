@@ -184,10 +184,10 @@ impl Error {
         }
     }
 
-    /// For a process whose stderr is this one's (unless it has a `terminal`): what init wrote there was seen.
-    fn seen(self, terminal: bool) -> Self {
+    /// `show`s what init has written, which the user then has `told`.
+    fn seen(self, show: impl FnOnce() -> bool) -> Self {
         match self {
-            Self::Unexecutable { cause, .. } => Self::Unexecutable { cause, told: !terminal },
+            Self::Unexecutable { cause, .. } => Self::Unexecutable { cause, told: show() },
             other => other,
         }
     }

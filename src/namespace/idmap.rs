@@ -2,6 +2,7 @@
 //! where the caller may not.
 
 use super::{Error, IdMap, Plan};
+use crate::host::Host;
 use nix::unistd::Pid;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -10,9 +11,11 @@ use std::process::{Command, Stdio};
 ///
 /// An unprivileged caller may map only its own id (user_namespaces(7)), and its group only once setgroups(2) is denied;
 /// everything else needs the setuid helpers and `/etc/subuid`.
-pub fn write(plan: &Plan, pid: Pid, privileged: bool, euid: u32, egid: u32) -> Result<(), Error> {
-    let own_uid = privileged || is_own(&plan.uid_maps, euid);
-    let own_gid = privileged || is_own(&plan.gid_maps, egid);
+pub fn write(plan: &Plan, pid: Pid, host: &Host) -> Result<(), Error> {
+    // Root of a user namespace has the right to map what is mapped there.
+    let privileged = !host.unprivileged();
+    let own_uid = privileged || is_own(&plan.uid_maps, host.euid);
+    let own_gid = privileged || is_own(&plan.gid_maps, host.egid);
     if own_uid {
         write_file(pid, "uid_map", lines(&plan.uid_maps))?;
     } else {

@@ -6,6 +6,7 @@ pub mod idmap;
 pub mod netdev;
 
 use crate::errno::words;
+use crate::host::Host;
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
@@ -231,9 +232,8 @@ fn field(field: impl Into<String>, problem: impl Into<String>) -> Error {
     }
 }
 
-/// Resolves `linux.namespaces` and what depends on it; `rootless` as in [`crate::host::Host`]. Words are runc's where
-/// callers know them.
-pub fn plan(spec: &Spec, rootless: bool) -> Result<Plan, Error> {
+/// Resolves `linux.namespaces` and what depends on it. Words are runc's where callers know them.
+pub fn plan(spec: &Spec, host: &Host) -> Result<Plan, Error> {
     let mut plan = Plan {
         hostname: spec.hostname().clone(),
         domainname: spec.domainname().clone(),
@@ -266,6 +266,9 @@ pub fn plan(spec: &Spec, rootless: bool) -> Result<Plan, Error> {
     }
     plan.join
         .sort_by_key(|join| Kind::ALL.iter().position(|kind| *kind == join.kind));
+    if host.unprivileged() && !plan.has(Kind::User) {
+        return Err(field("linux.namespaces", "rootless container requires user namespaces"));
+    }
     plan.id_maps(linux.uid_mappings(), linux.gid_mappings())?;
     for (clock, offset) in linux.time_offsets().iter().flatten() {
         let name = format!("linux.timeOffsets.{clock}");
@@ -297,7 +300,7 @@ pub fn plan(spec: &Spec, rootless: bool) -> Result<Plan, Error> {
         ));
     }
     if let Some(devices) = linux.net_devices() {
-        plan.net_devices = netdev::plan(devices, plan.has(Kind::Network), rootless)?;
+        plan.net_devices = netdev::plan(devices, plan.has(Kind::Network), host.rootless || host.unprivileged())?;
     }
     Ok(plan)
 }
@@ -355,7 +358,12 @@ mod tests {
     use super::*;
 
     fn plan_of(json: serde_json::Value) -> Result<Plan, Error> {
-        plan(&serde_json::from_value(json).unwrap(), false)
+        let root = Host {
+            euid: 0,
+            egid: 0,
+            rootless: false,
+        };
+        plan(&serde_json::from_value(json).unwrap(), &root)
     }
 
     #[test]

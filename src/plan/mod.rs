@@ -105,7 +105,7 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
     let options = process::Options {
         no_new_keyring: request.no_new_keyring,
         exec: false,
-        rootless: host.rootless,
+        unprivileged: host.unprivileged(),
     };
     let mut process = process::plan(process, spec, request.id, options)?;
     if request.listen_fds > 0 {
@@ -118,7 +118,7 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         oci_version: spec.version().clone(),
         bundle: request.bundle.into(),
         hull: recognise::hull(&annotations, request.program, program)?,
-        namespaces: namespace::plan(spec, host.rootless)?,
+        namespaces: namespace::plan(spec, host)?,
         rootfs: rootfs::plan(
             spec,
             request.bundle,

@@ -39,8 +39,9 @@ pub(super) fn own_stdio(uid: u32) -> Result<(), Error> {
         }
         match fchown(fd, Some(Uid::from_raw(uid)), None) {
             // The present owner isn't mapped into the user namespace, or the file system is read-only: the process will do
-            // without. The group is left alone, a devpts mount may have chosen it.
-            Ok(()) | Err(Errno::EPERM | Errno::EROFS) => {}
+            // without. The group is left alone, a devpts mount may have chosen it. That `uid` is not mapped (EINVAL) setuid(2)
+            // says.
+            Ok(()) | Err(Errno::EPERM | Errno::EROFS | Errno::EINVAL) => {}
             Err(source) => {
                 return Err(Error::Call {
                     call: format!("fchown({number}, {uid}, -1)"),

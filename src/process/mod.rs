@@ -89,8 +89,8 @@ pub struct Options {
     pub no_new_keyring: bool,
     /// The process joins a running container (`exec`).
     pub exec: bool,
-    /// The caller isn't the host's root: additional groups that can't be set are no error.
-    pub rootless: bool,
+    /// The caller isn't root: it has no additional groups to give, and it is no error if it can't drop its own.
+    pub unprivileged: bool,
 }
 
 /// Why the process can't be set up; names the field and the value, or the call and its arguments. Worded as runc words it
@@ -220,7 +220,12 @@ impl Error {
 /// container may trace it or look into `/proc/PID` for descriptors that lead to the host (CVE-2016-9962). execve(2) undoes
 /// it; the in-process engine keeps it.
 pub fn early() -> Result<(), Error> {
-    nix::sys::prctl::set_dumpable(false).map_err(Error::call("prctl(PR_SET_DUMPABLE, 0)"))
+    traceable(false)
+}
+
+/// Whether others may trace this process and its files in `/proc` are its user's.
+pub fn traceable(yes: bool) -> Result<(), Error> {
+    nix::sys::prctl::set_dumpable(yes).map_err(Error::call("prctl(PR_SET_DUMPABLE)"))
 }
 
 /// After the file system is done: the session keyring, AppArmor and SELinux (for the next execve if `native`, for this

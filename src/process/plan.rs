@@ -90,7 +90,7 @@ pub fn plan(process: &Process, spec: &Spec, id: &str, options: Options) -> Resul
         console_size: process
             .console_size()
             .map(|size| (narrow(size.height()), narrow(size.width()))),
-        user: user(process, options),
+        user: user(process, options)?,
         capabilities: process
             .capabilities()
             .as_ref()
@@ -162,15 +162,19 @@ fn narrow(size: u64) -> u16 {
     u16::try_from(size).unwrap_or(u16::MAX)
 }
 
-fn user(process: &Process, options: Options) -> User {
+fn user(process: &Process, options: Options) -> Result<User, Error> {
     let user = process.user();
-    User {
+    if options.unprivileged && user.additional_gids().as_ref().is_some_and(|gids| !gids.is_empty()) {
+        let problem = "cannot set any additional groups in a rootless container";
+        return Err(Error::field("process.user.additionalGids", problem.to_owned()));
+    }
+    Ok(User {
         uid: user.uid(),
         gid: user.gid(),
         umask: user.umask().or(if options.exec { None } else { Some(0o022) }),
         groups: user.additional_gids().clone().unwrap_or_default(),
-        groups_optional: options.rootless,
-    }
+        groups_optional: options.unprivileged,
+    })
 }
 
 /// A string for the kernel; empty is as good as left out.

@@ -92,12 +92,21 @@ fn the_user_has_a_umask_in_a_container_and_its_callers_in_an_exec() {
         .umask,
         None
     );
+    let unprivileged = Options {
+        unprivileged: true,
+        ..Default::default()
+    };
+    let error = plan(&process, &spec(json!({})), "c1", unprivileged).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "process.user.additionalGids: cannot set any additional groups in a rootless container"
+    );
+    let alone = self::process(json!({"user": {"uid": 1, "gid": 2}}));
     assert!(
-        user(Options {
-            rootless: true,
-            ..Default::default()
-        })
-        .groups_optional
+        plan(&alone, &spec(json!({})), "c1", unprivileged)
+            .unwrap()
+            .user
+            .groups_optional
     );
     assert_eq!(
         planned(json!({"user": {"uid": 0, "gid": 0, "umask": 63}}))

@@ -1,7 +1,8 @@
 //! The `cgroup` mount: what the container sees of the host's cgroup file systems.
 //!
 //! With a cgroup namespace each hierarchy is mounted anew, and the kernel shows the container's part as its root. Without
-//! one, on v1 only the container's own part of each hierarchy is bind-mounted; on v2 the whole (as runc does).
+//! one, on v1 only the container's own part of each hierarchy is bind-mounted; on v2 the whole (as runc does). A user
+//! namespace that may not mount v2 gets the same by a bind mount of the container's cgroup.
 
 use super::error::{Error, Named};
 use super::mounts::Scene;
@@ -45,20 +46,30 @@ fn unified(scene: &Scene<'_>) -> Result<(), Error> {
     let (source, flags) = (&scene.mount.source, options.flags & !super::options::REMOUNT.bits());
     match tree::mount_new(source, place.fd.as_fd(), "cgroup2", flags, &options.data, &place.real) {
         // A user namespace without a cgroup namespace of its own may not mount it, only show what there is.
-        Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => {
-            let source = Source::Path {
-                path: Path::new(HOST),
-                nofollow: false,
-            };
-            let tree = tree::bind(source, true, place.fd.as_fd(), &place.real, scene.root)?;
-            restrict(tree.as_fd(), flags)?;
-            scene.settle(tree.as_fd())
-        }
+        Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => show(scene, &place, flags),
         Err(error) => Err(error),
         // There is only one cgroup2: what is below may be the same.
         Ok(()) if scene.unsettled() => scene.settle(tree::reopen(&place.real, scene.root, |_| true)?.as_fd()),
         Ok(()) => Ok(()),
     }
+}
+
+/// What a container that may not mount cgroup2 gets to see. With a cgroup namespace that is only its own cgroup, as if it
+/// were mounted; if it has none, nothing: what the host has is none of its business (CVE-2023-25809's neighbour).
+fn show(scene: &Scene<'_>, place: &Place, flags: u32) -> Result<(), Error> {
+    let path = match (&scene.plan.cgroup, scene.plan.cgroupns) {
+        (_, false) => Path::new(HOST),
+        (Some(own), true) => own,
+        (None, true) => {
+            let empty = Path::new("tmpfs");
+            let flags = (SAFE | Flag::RDONLY).bits();
+            return tree::mount_new(empty, place.fd.as_fd(), "tmpfs", flags, "", &place.real);
+        }
+    };
+    let source = Source::Path { path, nofollow: false };
+    let tree = tree::bind(source, true, place.fd.as_fd(), &place.real, scene.root)?;
+    restrict(tree.as_fd(), flags)?;
+    scene.settle(tree.as_fd())
 }
 
 /// cgroup v1, and v1 with a v2 hierarchy beside it: a tmpfs with a directory for each hierarchy.

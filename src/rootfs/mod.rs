@@ -58,6 +58,8 @@ pub struct Plan {
     private: bool,
     userns: bool,
     cgroupns: bool,
+    /// The directory of the container's cgroup on a host with v2 only.
+    cgroup: Option<PathBuf>,
     /// `linux.rootfsPropagation` as `MS_*`, 0 if not given.
     propagation: u32,
     no_pivot: bool,
@@ -167,6 +169,11 @@ impl Plan {
     /// The root file system's directory on the host, absolute and free of symbolic links.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Says where the container's cgroup has been made: for what can't be mounted and has to be shown instead.
+    pub fn set_cgroup(&mut self, path: Option<&Path>) {
+        self.cgroup = path.map(Path::to_owned);
     }
 
     /// What is to be remembered to take the mounts away again, if they are made among the caller's.

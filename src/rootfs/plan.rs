@@ -68,6 +68,7 @@ pub(super) fn build(
         private,
         userns,
         cgroupns: spaces.find(Ns::Cgroup).is_some(),
+        cgroup: None,
         propagation,
         no_pivot: options.no_pivot,
         devices: if setup_dev { devices(spec)? } else { Vec::new() },
@@ -279,7 +280,10 @@ fn check_owner_options(at: &str, options: &Parsed, spec: &Spec, host: &Host) -> 
             .iter()
             .any(|m| id >= m.container_id() && id - m.container_id() < m.size())
         {
-            let problem = format!("cannot specify {kind}={id} mount option for unmapped {kind} in rootless containers");
+            let problem = format!(
+                "cannot specify {kind}={id} mount option for rootless container: user namespaces enabled, but no mapping \
+                 found for {kind} {id}"
+            );
             return Err(field(at, problem));
         }
     }

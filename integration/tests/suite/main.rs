@@ -19,6 +19,7 @@ mod netdev;
 mod notify;
 mod process;
 mod rootless;
+mod rootless_cgroups;
 mod systemd;
 mod terminal;
 mod wasm;
@@ -44,6 +45,7 @@ fn main() -> std::process::ExitCode {
         notify::tests(),
         cgroups::tests(),
         rootless::tests(),
+        rootless_cgroups::tests(),
         bad_input::tests(),
         attacks::tests(),
         systemd::tests(),

@@ -688,4 +688,7 @@ fn debug_tells_what_the_containers_init_does(ctx: &Ctx) {
         .call(&["--debug", "run", "--bundle", bundle.dir.to_str().unwrap(), &id])
         .output();
     assert!(out.ok().log.contains("\"level\":\"debug\""), "{out:?}");
+    if ctx.subject.kind == Kind::Proa {
+        assert!(out.log.contains("exeseal: using /proc/self/exe clone"), "{out:?}");
+    }
 }

@@ -12,19 +12,30 @@ tests! {
     rootless_runs_with_only_its_own_id_mapped .once();
     rootless_maps_a_range_with_newuidmap .once().not_for(&[(Kind::Crun, "1.8 needs a user session")]);
     rootless_maps_foreign_ids_only_by_subuid .once();
+    rootless_without_newuidmap_has_its_own_id .once();
     rootless_create_start_exec_delete .once();
     rootless_exec_without_pidfds .once().only_proa();
     rootless_root_inside_is_the_user_outside .once();
     rootless_spec_runs .once();
-    rootless_cannot_join_a_cgroup_that_is_not_its_own .once();
     rootless_runtime_directory_comes_from_xdg .once().only_proa();
+    rootless_groups_are_denied_to_a_single_id_and_allowed_to_a_range .once();
+    rootless_ids_beyond_the_mapping_are_refused .once();
+    rootless_additional_groups_are_refused .once().not_for(&[(Kind::Crun, "ignores them")]);
+    rootless_needs_a_user_namespace .once().not_for(&[(Kind::Crun, "makes one")]);
+    rootless_sysfs_without_a_network_namespace_is_the_hosts .once();
+    rootless_devpts_of_an_unmapped_group_is_refused .once().not_for(&[(Kind::Crun, "leaves the option out")]);
+    rootless_devices_are_the_hosts .once();
+    rootless_time_namespace .once().since_runc(1, 2);
+    root_of_a_user_namespace_maps_without_help .once();
 }
 
-const USER: u32 = 12_345;
+/// Its id, and its group's.
+pub const USER: u32 = 12_345;
 
-struct World<'a> {
+/// A bundle and a state directory of an unprivileged user.
+pub struct World<'a> {
     ctx: &'a Ctx,
-    bundle: Bundle,
+    pub bundle: Bundle,
     root: PathBuf,
 }
 
@@ -41,7 +52,7 @@ fn give(path: &Path) {
 }
 
 /// A bundle and a state directory of an unprivileged user who may map 65536 further ids.
-fn world(ctx: &Ctx) -> World<'_> {
+pub fn world(ctx: &Ctx) -> World<'_> {
     let bundle = ctx.bundle();
     bundle.without_namespaces(&["network"]).namespace("user", None).edit(|s| {
         s["linux"]["uidMappings"] = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
@@ -84,24 +95,34 @@ fn world(ctx: &Ctx) -> World<'_> {
 }
 
 impl World<'_> {
-    fn call(&self, args: &[&str]) -> Call {
+    pub fn call(&self, args: &[&str]) -> Call {
+        self.bare(args).uid(USER)
+    }
+
+    /// A call as whoever the test runs as.
+    pub fn bare(&self, args: &[&str]) -> Call {
         let mut all = vec!["--root", self.root.to_str().unwrap()];
         all.extend(args);
         self.ctx
             .bare_call(&all)
-            .uid(USER)
             .env("XDG_RUNTIME_DIR", self.root.to_str().unwrap())
             .env("HOME", "/tmp")
             .env("USER", "proa-tester")
             .env("DBUS_SESSION_BUS_ADDRESS", "")
     }
 
-    fn run(&self) -> proa_integration::Output {
-        self.call(&["run", "--bundle", self.bundle.dir.to_str().unwrap(), &self.ctx.id()])
-            .output()
+    pub fn run(&self) -> proa_integration::Output {
+        self.run_with(&[])
     }
 
-    fn map(&self, map: serde_json::Value) -> &Self {
+    /// `run` with these global flags.
+    pub fn run_with(&self, flags: &[&str]) -> proa_integration::Output {
+        let id = self.ctx.id();
+        let verb = ["run", "--bundle", self.bundle.dir.to_str().unwrap(), &id];
+        self.call(&[flags, &verb].concat()).output()
+    }
+
+    pub fn map(&self, map: serde_json::Value) -> &Self {
         self.bundle
             .set("/linux/uidMappings", map.clone())
             .set("/linux/gidMappings", map);
@@ -139,6 +160,21 @@ fn rootless_maps_foreign_ids_only_by_subuid(ctx: &Ctx) {
     world
         .run()
         .refused(&["newuidmap", "newgidmap", "mapping", "not permitted"]);
+}
+
+fn rootless_without_newuidmap_has_its_own_id(ctx: &Ctx) {
+    let world = world(ctx);
+    let bundle = world.bundle.dir.to_str().unwrap();
+    world.bundle.sh("id -u");
+    let run = || {
+        let call = world.call(&["run", "--bundle", bundle, &ctx.id()]);
+        call.env("PATH", "/nonexistent").output()
+    };
+    assert_eq!(run().ok().text(), "0");
+    world.map(
+        json!([{"containerID": 0, "hostID": USER, "size": 1}, {"containerID": 1, "hostID": 300_000, "size": 65535}]),
+    );
+    run().refused(&["newuidmap"]).code(1);
 }
 
 fn rootless_create_start_exec_delete(ctx: &Ctx) {
@@ -195,19 +231,6 @@ fn rootless_spec_runs(ctx: &Ctx) {
     assert_eq!(world.run().ok().text(), "0");
 }
 
-fn rootless_cannot_join_a_cgroup_that_is_not_its_own(ctx: &Ctx) {
-    let world = world(ctx);
-    world
-        .bundle
-        .set("/linux/cgroupsPath", json!(format!("{}/mine", ctx.cgroup_parent())))
-        .set("/linux/resources/pids", json!({"limit": 5}));
-    let out = world.run();
-    if out.code != 0 {
-        out.refused(&["cgroup", "permission"]);
-    }
-    assert!(!ctx.cgroup_dir("pids", &ctx.cgroup_parent()).exists());
-}
-
 fn rootless_runtime_directory_comes_from_xdg(ctx: &Ctx) {
     let world = world(ctx);
     let call = ctx
@@ -226,4 +249,158 @@ fn rootless_runtime_directory_comes_from_xdg(ctx: &Ctx) {
     user(&["run", "--detach", "--bundle", world.bundle.dir.to_str().unwrap(), &id]).ok();
     assert_eq!(user(&["list", "--quiet"]).ok().text(), id);
     user(&["delete", "--force", &id]).ok();
+}
+
+fn rootless_groups_are_denied_to_a_single_id_and_allowed_to_a_range(ctx: &Ctx) {
+    let world = world(ctx);
+    world.bundle.sh("cat /proc/self/setgroups");
+    assert_eq!(world.run().ok().text(), "deny");
+    world.map(
+        json!([{"containerID": 0, "hostID": USER, "size": 1}, {"containerID": 1, "hostID": 300_000, "size": 65535}]),
+    );
+    assert_eq!(world.run().ok().text(), "allow");
+}
+
+fn rootless_ids_beyond_the_mapping_are_refused(ctx: &Ctx) {
+    let world = world(ctx);
+    world.bundle.set("/process/user", json!({"uid": 5000, "gid": 0}));
+    world
+        .run()
+        .refused(&["cannot setuid to unmapped uid 5000 in user namespace", "setresuid"])
+        .code(1);
+    world.bundle.set("/process/user", json!({"uid": 0, "gid": 5000}));
+    world
+        .run()
+        .refused(&["cannot setgid to unmapped gid 5000 in user namespace", "setresgid"])
+        .code(1);
+}
+
+fn rootless_additional_groups_are_refused(ctx: &Ctx) {
+    let world = world(ctx);
+    world
+        .bundle
+        .set("/process/user", json!({"uid": 0, "gid": 0, "additionalGids": [5]}));
+    world
+        .run()
+        .refused(&["cannot set any additional groups in a rootless container"])
+        .code(1);
+}
+
+fn rootless_needs_a_user_namespace(ctx: &Ctx) {
+    let world = world(ctx);
+    world.bundle.without_namespaces(&["user"]).edit(|s| {
+        for key in ["uidMappings", "gidMappings"] {
+            s["linux"].as_object_mut().unwrap().remove(key);
+        }
+    });
+    world
+        .run()
+        .refused(&["rootless container requires user namespaces"])
+        .code(1);
+}
+
+/// A sysfs of its own shows the network namespace's devices, which are not the user's to show.
+fn rootless_sysfs_without_a_network_namespace_is_the_hosts(ctx: &Ctx) {
+    let world = world(ctx);
+    world.bundle.edit(|s| {
+        for mount in s["mounts"].as_array_mut().unwrap() {
+            if mount["destination"] == "/sys" {
+                *mount = json!({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["nosuid", "noexec", "nodev", "ro"]});
+            }
+        }
+    });
+    world
+        .bundle
+        .sh("test -d /sys/kernel && awk '$5 == \"/sys\" {print $6}' /proc/self/mountinfo");
+    let out = world.run();
+    let text = out.ok().text();
+    assert!(text.split(',').any(|option| option == "ro"), "{text}");
+}
+
+fn rootless_devpts_of_an_unmapped_group_is_refused(ctx: &Ctx) {
+    let world = world(ctx);
+    let devpts = |s: &mut serde_json::Value| {
+        for mount in s["mounts"].as_array_mut().unwrap() {
+            if mount["destination"] == "/dev/pts" {
+                mount["options"] = json!(["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]);
+            }
+        }
+    };
+    world.bundle.edit(devpts);
+    world
+        .run()
+        .refused(&["cannot specify gid=5 mount option for rootless container"])
+        .code(1);
+    world.map(
+        json!([{"containerID": 0, "hostID": USER, "size": 1}, {"containerID": 1, "hostID": 300_000, "size": 65535}]),
+    );
+    world
+        .bundle
+        .sh("awk '$5 == \"/dev/pts\" {print $NF}' /proc/self/mountinfo");
+    let out = world.run();
+    // The kernel shows the id as the reader's namespace has it, or the host's.
+    assert!(out.ok().text().contains("gid="), "{out:?}");
+}
+
+/// mknod(2) is not for users.
+fn rootless_devices_are_the_hosts(ctx: &Ctx) {
+    let world = world(ctx);
+    world.bundle.sh(
+        "for d in null zero full random urandom tty; do test -c /dev/$d || echo no $d; grep -q \" /dev/$d \" \
+         /proc/self/mountinfo || echo $d not mounted; done; echo lost > /dev/null; head -c 3 /dev/zero | wc -c",
+    );
+    assert_eq!(world.run().ok().text(), "3");
+}
+
+fn rootless_time_namespace(ctx: &Ctx) {
+    let world = world(ctx);
+    world
+        .bundle
+        .namespace("time", None)
+        .set(
+            "/linux/timeOffsets",
+            json!({"boottime": {"secs": 100_000_000, "nanosecs": 0}}),
+        )
+        .sh("cut -d. -f1 /proc/uptime");
+    let uptime = || world.run().ok().text().parse::<u64>().unwrap();
+    assert!(uptime() > 100_000_000);
+    world.map(
+        json!([{"containerID": 0, "hostID": USER, "size": 1}, {"containerID": 1, "hostID": 300_000, "size": 65535}]),
+    );
+    assert!(uptime() > 100_000_000);
+}
+
+/// As podman calls its runtime: root of a user namespace has every right over the ids that are mapped there, and newuidmap
+/// would look for its uid in vain.
+fn root_of_a_user_namespace_maps_without_help(ctx: &Ctx) {
+    let world = world(ctx);
+    world.map(json!([{"containerID": 0, "hostID": 0, "size": 1}, {"containerID": 1, "hostID": 10, "size": 20}]));
+    world.bundle.sh("id -u; cat /proc/self/uid_map | wc -l");
+    let id = ctx.id();
+    let call = world.bare(&["run", "--bundle", world.bundle.dir.to_str().unwrap(), &id]);
+    assert_eq!(as_root_of_a_user_namespace(call).ok().stdout, "0\n2\n");
+}
+
+/// Makes `call` as root of a user namespace in which the user and 65535 further ids are mapped.
+pub fn as_root_of_a_user_namespace(call: Call) -> proa_integration::Output {
+    // Somebody to make the namespace, and to keep it.
+    let mut keeper = Command::new("unshare")
+        .args(["--user", "sleep", "1000"])
+        .spawn()
+        .unwrap();
+    let proc = PathBuf::from(format!("/proc/{}", keeper.id()));
+    proa_integration::ctx::eventually("the user namespace", || {
+        let (own, its) = (fs::read_link("/proc/self/ns/user"), fs::read_link(proc.join("ns/user")));
+        (own.unwrap() != its.unwrap()).then_some(())
+    });
+    for map in ["uid_map", "gid_map"] {
+        fs::write(proc.join(map), format!("0 {USER} 1\n1 300000 65535\n")).unwrap();
+    }
+    let namespace = format!("--user={}", proc.join("ns/user").display());
+    let out = call
+        .under(&["nsenter", &namespace, "--setuid", "0", "--setgid", "0"])
+        .output();
+    keeper.kill().unwrap();
+    keeper.wait().unwrap();
+    out
 }

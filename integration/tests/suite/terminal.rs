@@ -22,6 +22,7 @@ tests! {
     exec_with_a_terminal_over_a_console_socket .once();
     exec_with_a_terminal_in_the_foreground .once();
     foreground_terminal_leaves_newlines_alone .once();
+    foreground_terminal_shows_why_the_program_was_refused .once().only_proa();
 }
 
 fn console_socket_receives_the_terminal(ctx: &Ctx) {
@@ -239,4 +240,33 @@ fn foreground_terminal_leaves_newlines_alone(ctx: &Ctx) {
     let bundle = ctx.bundle();
     bundle.set("/process/terminal", json!(true)).sh("echo one; echo two");
     assert_eq!(ctx.run(&bundle).ok().stdout, "one\ntwo\n");
+}
+
+/// It says so once, as without a terminal.
+fn foreground_terminal_shows_why_the_program_was_refused(ctx: &Ctx) {
+    use std::os::unix::fs::PermissionsExt;
+    let bundle = ctx.bundle();
+    bundle
+        .set("/process/terminal", json!(true))
+        .file("/bin/odd", "#!/no/such/interpreter\n")
+        .args(&["/bin/odd"]);
+    fs::set_permissions(bundle.path("/bin/odd"), fs::Permissions::from_mode(0o755)).unwrap();
+    let id = ctx.id();
+    let said = |args: &[&str], words: &str| {
+        let (mut terminal, running) = foreground(ctx, args);
+        terminal.expect(words);
+        running.wait().code(255);
+        let text = terminal.rest();
+        assert_eq!(text.matches("no such file or directory").count(), 1, "{text}");
+    };
+    said(
+        &["run", "--bundle", bundle.dir.to_str().unwrap(), &id],
+        "exec /bin/odd: no such file or directory",
+    );
+    bundle.set("/process/terminal", json!(false)).args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    said(
+        &["exec", "--tty", &container.id, "/bin/odd"],
+        "exec /bin/odd: no such file or directory",
+    );
 }

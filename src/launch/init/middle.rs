@@ -6,6 +6,7 @@ use super::{Error, failed, inherit};
 use crate::launch::handover::{Handover, Middle};
 use crate::launch::spawn;
 use crate::namespace::{self, Kind, enter};
+use crate::process;
 use nix::errno::Errno;
 use proa_sys::clone::Side;
 use std::os::fd::AsFd;
@@ -17,6 +18,13 @@ pub fn run(middle: &Middle, handover: &mut Handover, report: &mut Report) -> Res
         join_foreign(handover)?;
         enter::join(Kind::User, inherit(fd)?.as_fd())?;
     }
+    // The files in /proc of a process that is not dumpable are root's, so an unprivileged caller could write neither the
+    // maps nor the offsets. Whoever may trace this process meanwhile may trace that caller as well: no pid namespace of the
+    // container is joined yet.
+    let unprivileged = middle.new_user && !nix::unistd::geteuid().is_root();
+    if unprivileged {
+        process::traceable(true)?;
+    }
     if middle.new_user {
         enter::unshare(Kind::User)?;
         report.need_maps()?;
@@ -24,6 +32,9 @@ pub fn run(middle: &Middle, handover: &mut Handover, report: &mut Report) -> Res
     if let Some(offsets) = &middle.time {
         enter::unshare(Kind::Time)?;
         enter::write_time_offsets(offsets)?;
+    }
+    if unprivileged {
+        process::traceable(false)?;
     }
     if let Some(fd) = middle.join_pid {
         enter::join(Kind::Pid, inherit(fd)?.as_fd())?;

@@ -139,7 +139,7 @@ fn unmapped_owner_of_a_rootless_mount() {
     let linux = json!({"namespaces": namespaces(&["mount", "user"]), "uidMappings": map, "gidMappings": map});
     let spec = spec(mounts, linux);
     let error = plan_for(&spec, true, Options::default()).unwrap_err().to_string();
-    let words = "cannot specify gid=5 mount option for unmapped gid in rootless containers";
+    let words = "cannot specify gid=5 mount option for rootless container: user namespaces enabled, but no mapping found for gid 5";
     assert_eq!(error, format!("mounts[0].options: {words}"));
     assert!(plan_for(&spec, false, Options::default()).is_ok());
 }
