@@ -8,6 +8,7 @@ use super::*;
 
 of_both! {
     docker_shows_why_a_container_did_not_start .views(V1).seconds(120).not_for(NO_HYBRID);
+    docker_shows_that_the_init_for_wasm_is_missing .views(V1).seconds(120).only_proa();
 }
 
 fn docker_shows_why_a_container_did_not_start(ctx: &Ctx, release: Release) {
@@ -63,4 +64,18 @@ fn docker_shows_why_a_container_did_not_start(ctx: &Ctx, release: Release) {
         .refused(&["/no/such", "no such file or directory"]);
     let said = docker.call(&["run", "--rm", "--runtime=no-such-runtime", IMAGE, "true"]);
     said.refused(&["no-such-runtime"]);
+}
+
+fn docker_shows_that_the_init_for_wasm_is_missing(ctx: &Ctx, release: Release) {
+    // By its name it takes everything for Wasm.
+    let alone = ctx.mkdir("alone").join("proa-wasm");
+    fs::copy(&ctx.subject.path, &alone).unwrap();
+    let runtime = format!("--add-runtime=alone={}", alone.display());
+    let docker = docker_with(ctx, release, &odd_programs(ctx), &[&runtime]);
+    let said = docker.run("alone", &["--rm"], &["/guest.wasm"]);
+    said.refused(&[
+        "proa-wasmedge",
+        "isn't installed",
+        alone.parent().unwrap().to_str().unwrap(),
+    ]);
 }

@@ -255,8 +255,19 @@ fn podman_copies_commits_and_renames(ctx: &Ctx, release: Release) {
     let said = podman.run_with("proa", &["--rm"], &["example.test/made", "cat", "/tmp/file"]);
     assert_eq!(said.ok(), "copied\n");
     // Ready, and not started.
-    podman.call(&["stop", "--time", "0", "other"]).ok();
-    podman.call(&["init", "other"]).ok();
-    assert_eq!(podman.inspect("other", ".State.Status"), "initialized");
-    podman.call(&["start", "other"]).ok();
+    podman
+        .call(&[
+            "create",
+            "--name=ready",
+            "--network=none",
+            "--ulimit=host",
+            IMAGE,
+            "sleep",
+            "1000",
+        ])
+        .ok();
+    podman.call(&["init", "ready"]).ok();
+    assert_eq!(podman.inspect("ready", ".State.Status"), "initialized");
+    podman.call(&["start", "ready"]).ok();
+    assert_eq!(podman.call(&["exec", "ready", "echo", "hi"]).ok(), "hi\n");
 }
