@@ -1,7 +1,7 @@
-//! The runtime under containerd (its client and its CRI plugin), podman and Docker, each started by the test with directories
+//! The runtime under containerd (its client and its CRI plugin), podman, buildah and Docker, each started by the test with directories
 //! and sockets of its own. Where a manager needs configuration, it is the block that `docs/managers.md` shows.
 
-/// Registers tests for both releases of containerd: `name(ctx, release)` becomes `system::name` and `newer::name`; those after
+/// Registers tests for both releases of a manager: `name(ctx, release)` becomes `system::name` and `newer::name`; those after
 /// `@newer` only the latter.
 macro_rules! of_both {
     ($($name:ident $(.$method:ident($($arg:expr),*))*;)* $(@newer $only:ident $(.$option:ident($($value:expr),*))*;)*) => {
@@ -26,9 +26,11 @@ macro_rules! of_both {
     };
 }
 
+mod buildah;
 mod containerd;
 mod cri;
 mod docker;
+mod later;
 mod podman;
 
 use std::fs;
@@ -50,10 +52,14 @@ const WASM: &[&str] = &["--annotation", "run.oci.handler=wasm"];
 
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
-    [containerd::tests(), cri::tests(), docker::tests(), podman::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        containerd::tests(),
+        cri::tests(),
+        docker::tests(),
+        podman::tests(),
+        buildah::tests(),
+    ]
+    .concat()
 }
 
 /// A guest with something to see: arguments, status, terminal, and an end only by signal.
@@ -116,6 +122,17 @@ fn unfit_programs(ctx: &Ctx) -> PathBuf {
     // e_machine, elf(5): none that there is.
     other[18..20].copy_from_slice(&[0xff, 0xff]);
     image_with(ctx, &[("other-arch", &other), ("no-interpreter", b"#!/no/such\n")])
+}
+
+/// The same with programs that are there, executable, and refused by the kernel.
+fn odd_programs(ctx: &Ctx) -> PathBuf {
+    image_with(
+        ctx,
+        &[
+            ("bin/garbage", b"neither ELF nor script"),
+            ("bin/lost", b"#!/no/such/interpreter\n"),
+        ],
+    )
 }
 
 fn image_with(ctx: &Ctx, files: &[(&str, &[u8])]) -> PathBuf {
