@@ -19,6 +19,7 @@ tests! {
     mount_of_an_unknown_type .once();
     mount_with_an_unknown_option_is_data_for_the_filesystem .once();
     mount_source_that_is_absent .once();
+    mount_of_a_directory_on_a_file .once();
     rootfs_that_is_absent .once();
     rootfs_that_is_a_file .once();
     rootfs_that_is_a_symlink_out .once();
@@ -146,6 +147,14 @@ fn mount_with_an_unknown_option_is_data_for_the_filesystem(ctx: &Ctx) {
     let bundle = ctx.bundle();
     bundle.mount(json!({"destination": "/mnt", "type": "tmpfs", "source": "tmpfs", "options": ["colour=green"]}));
     refused(ctx, &bundle, &["/mnt", "colour", "invalid argument"]);
+}
+
+fn mount_of_a_directory_on_a_file(ctx: &Ctx) {
+    for (source, destination) in [("/etc", "/etc/passwd"), ("/etc/passwd", "/etc")] {
+        let bundle = ctx.bundle();
+        bundle.mount(json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind"]}));
+        refused(ctx, &bundle, &["not a directory"]);
+    }
 }
 
 fn mount_source_that_is_absent(ctx: &Ctx) {
@@ -374,7 +383,9 @@ fn refused_program_is_told_on_the_containers_stderr(ctx: &Ctx) {
         .refused(&["exec /bin/odd: no such file or directory"])
         .code(1);
     assert_eq!(container.stderr(), "exec /bin/odd: no such file or directory\n");
-    container.stopped();
+    // Not some time later: managers delete it at once.
+    assert_eq!(container.status(), "stopped");
+    container.delete();
 }
 
 fn program_for_another_machine(ctx: &Ctx) {
