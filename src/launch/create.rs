@@ -183,7 +183,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 impl Created {
     /// Tells init to execute the program, and learns how that went.
     pub fn start(&mut self) -> Result<(), Error> {
-        self.channel.send(&Message::Start)?;
+        parent::tell_start(&self.channel)?;
         Attendant {
             record: &self.record,
             pid: self.init.pid,
@@ -276,16 +276,16 @@ impl Spawning<'_> {
         }
         if settling.middle {
             if settling.map_ids {
-                channel.send(&Message::Go)?;
+                parent::tell_go(&channel)?;
             }
-            (child, early) = parent::replace_middle(&channel, newborn)?;
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref())?;
         }
         if settling.attach {
             cgroup.attach(child.pid)?;
         }
         netdev::move_all(&plan.namespaces, &joins, child.pid)?;
         if settling.wait {
-            channel.send(&Message::Go)?;
+            parent::tell_go(&channel)?;
         }
         Ok((child, channel, early))
     }

@@ -57,7 +57,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
-    channel.send(&Message::Start)?;
+    parent::tell_start(&channel)?;
     attendant.until_running(&channel)?;
     newborn.keep();
     match signals {
@@ -144,11 +144,11 @@ impl Request<'_> {
         *newborn = Newborn::of(child.pid);
         drop((init, through));
         if has_middle {
-            (child, early) = parent::replace_middle(&channel, newborn)?;
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref())?;
         }
         if attach {
             cgroup.attach(child.pid)?;
-            channel.send(&Message::Go)?;
+            parent::tell_go(&channel)?;
         }
         Ok((child, channel, early))
     }
