@@ -135,7 +135,9 @@ fn rule(bytes: &mut Bytes<'_>) -> Value {
 /// Compiles a profile and compares what its program answers with what the profile says.
 pub fn seccomp(data: &[u8]) {
     let mut bytes = Bytes(data);
-    let Some(profile) = profile(&mut bytes) else { return };
+    let Some(profile) = profile(&mut bytes).filter(|profile| !meets_itself(profile)) else {
+        return;
+    };
     let program = match compile(&profile) {
         Ok(compiled) => compiled.program,
         Err(error) => return assert!(error.to_string().starts_with("linux.seccomp"), "{error}"),
@@ -197,6 +199,25 @@ pub fn seccomp(data: &[u8]) {
     );
 }
 
+/// Whether two rules put conditions on one call: libseccomp (2.5.4) can fall into an endless loop over such
+/// (`seccomp_rule_add_array`), and that is not to be found again and again. On x86 the calls on sockets are one.
+fn meets_itself(profile: &LinuxSeccomp) -> bool {
+    let mut seen: Vec<&str> = Vec::new();
+    let all = profile.syscalls().as_deref().unwrap_or_default();
+    let conditional = all
+        .iter()
+        .filter(|rule| rule.args().as_ref().is_some_and(|args| !args.is_empty()));
+    conditional.flat_map(LinuxSyscall::names).any(|name| {
+        let name = match name.as_str() {
+            "socket" | "send" | "recv" => "socketcall",
+            other => other,
+        };
+        let met = seen.contains(&name);
+        seen.push(name);
+        met
+    })
+}
+
 /// What seccomp(2) refuses: unknown operations, loads outside of `seccomp_data`, jumps out of the program, an open end.
 fn check(program: &Program) {
     let all: Vec<Instruction> = program
@@ -232,6 +253,14 @@ fn expected(profile: &LinuxSeccomp, name: &str, args: &[u64; 6]) -> Option<u32> 
     let conditions = rule.args().as_deref().unwrap_or_default();
     let on: Vec<usize> = conditions.iter().map(LinuxSeccompArg::index).collect();
     let repeated = (1..on.len()).any(|at| on[..at].contains(&on[at]));
+    // libseccomp (2.5.4) does not always get alternatives right that compare the order of the two halves of one argument.
+    let orders = |condition: &LinuxSeccompArg| {
+        use LinuxSeccompOperator::{ScmpCmpGe, ScmpCmpGt, ScmpCmpLe, ScmpCmpLt};
+        matches!(condition.op(), ScmpCmpLt | ScmpCmpLe | ScmpCmpGe | ScmpCmpGt)
+    };
+    if repeated && conditions.iter().any(orders) {
+        return None;
+    }
     let mut each = conditions.iter().map(|condition| holds(condition, args));
     let holds = if repeated { each.any(|it| it) } else { each.all(|it| it) };
     let by_default = value(profile.default_action(), profile.default_errno_ret());
