@@ -39,6 +39,8 @@ pub mod vars {
     pub const VIEW: &str = "PROA_TEST_VIEW";
     /// Set to leave nothing captured: what the tests print goes straight to stderr.
     pub const VERBOSE: &str = "PROA_TEST_VERBOSE";
+    /// `all` for each step of every call of the runtime, where else a part of them is tried.
+    pub const STEPS: &str = "PROA_TEST_STEPS";
     /// Internal: which level this process is (`stage`, `init`, `body`; with systemd `boot` and `unit` for `init`).
     pub const LEVEL: &str = "PROA_TEST_LEVEL";
     /// Internal: the test's name.
@@ -47,6 +49,8 @@ pub mod vars {
     pub const TAG: &str = "PROA_TEST_TAG";
     /// Internal: the static helper program.
     pub const PROBE: &str = "PROA_TEST_PROBE";
+    /// Internal: the program that lets things go wrong.
+    pub const FAULT: &str = "PROA_TEST_FAULT";
 }
 
 /// How the test's process sees control groups.

@@ -129,11 +129,13 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         .map_err(|e| format!("/proc/self/exe: {e}"))?
         .with_file_name("helpers");
     let probe = host::compile_helper("probe", &helpers)?;
+    let fault = host::compile_helper("fault", &helpers)?;
     let mut trials = Vec::new();
     for view in views.iter().copied() {
         let applies = |t: &&Test| t.views.contains(&view) && (!t.once || view == views[0]);
         for test in tests.iter().filter(applies) {
-            let (test, probe, path) = (*test, probe.clone(), subject.path.clone());
+            let (test, path) = (*test, subject.path.clone());
+            let (probe, fault) = (probe.clone(), fault.clone());
             // crun refuses a hybrid layout altogether.
             let ignored = test.ignored_for(&subject) || (subject.kind == Kind::Crun && view == View::Hybrid);
             let trial = Trial::test(format!("{}::{}", view.name(), test.name), move || {
@@ -142,7 +144,10 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
                     .env(vars::LEVEL, "stage")
                     .env(vars::NAME, test.name)
                     .env(vars::VIEW, view.name());
-                stage.env(vars::PROBE, &probe).env(vars::RUNTIME, &path);
+                stage
+                    .env(vars::PROBE, &probe)
+                    .env(vars::FAULT, &fault)
+                    .env(vars::RUNTIME, &path);
                 one(stage, view, Duration::from_secs(test.seconds))
             });
             trials.push(trial.with_ignored_flag(ignored));

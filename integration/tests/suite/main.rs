@@ -37,6 +37,8 @@ fn main() -> std::process::ExitCode {
         fds::tests(),
         exec::tests(),
         failures::tests(),
+        failures::killed::tests(),
+        failures::refused::tests(),
         notify::tests(),
         cgroups::tests(),
         rootless::tests(),
