@@ -1,12 +1,12 @@
 /*
  * Runs a runtime up to one of its system calls, and there lets something go wrong:
  *
- *   fault RECORD PROCESS CALL ACTION PROGRAM ARGS...
+ *   fault RECORD PROCESS NAME NUMBER ACTION PROGRAM ARGS...
  *
- * PROCESS is 0 for the program, 1 for the first process that it or its children made, and so on; CALL counts that process's
- * calls of the kinds below from 1 (0: never). ACTION is "kill-runtime" (SIGKILL to process 0), "kill-self" (to the one that
+ * PROCESS is 0 for the program, 1 for the first process that it or its children made, and so on; NUMBER counts that process's
+ * calls of that name from 1 (0: never). ACTION is "kill-runtime" (SIGKILL to process 0), "kill-self" (to the one that
  * calls), "kill-child" (to the one that was made last) or an errno's number, which the call then answers without being made.
- * What was called until then is written to RECORD, a line a call: "PROCESS CALL NAME ARGUMENT", with "!" at the end of the line of the call that went wrong.
+ * What was called until then is written to RECORD, a line a call: "PROCESS NAME NUMBER ARGUMENT", with "!" at the end of the line of the call that went wrong.
  *
  * A process is watched until it executes something else than PROGRAM's file: hooks, helpers and the container's own program
  * are none of ours. The exit status is the program's, or 128 and the signal that ended it.
@@ -67,7 +67,7 @@ static const struct call calls[] = {
 
 struct process {
 	pid_t pid;
-	int counted, failing;
+	int counted[sizeof calls / sizeof *calls], failing;
 } processes[512];
 
 static int count;
@@ -171,11 +171,11 @@ int main(int argc, char **argv)
 			     PTRACE_O_TRACEEXEC;
 	int go[2], status, fired = 0, error = 0;
 
-	if (argc < 6)
-		return fprintf(stderr, "fault: RECORD PROCESS CALL ACTION PROGRAM ARGS...\n"), 125;
+	if (argc < 7)
+		return fprintf(stderr, "fault: RECORD PROCESS NAME NUMBER ACTION PROGRAM ARGS...\n"), 125;
 	FILE *record = fopen(argv[1], "we");
-	int where = atoi(argv[2]), when = atoi(argv[3]);
-	const char *action = argv[4];
+	int where = atoi(argv[2]), when = atoi(argv[4]);
+	const char *what = argv[3], *action = argv[5];
 	if (!record || pipe(go))
 		return perror(argv[1]), 125;
 	error = atoi(action);
@@ -186,7 +186,7 @@ int main(int argc, char **argv)
 		if (read(go[0], &c, 1) < 0)
 			_exit(126);
 		close(go[0]);
-		execvp(argv[5], argv + 5);
+		execvp(argv[6], argv + 6);
 		_exit(127);
 	}
 	of(runtime);
@@ -237,10 +237,9 @@ int main(int argc, char **argv)
 				if (call->path >= 0)
 					text_of(pid, info.entry.args[call->path], text, sizeof text);
 				int process = p - processes;
-				p->counted++;
-				fired = process == where && p->counted == when;
-				fprintf(record, "%d %d %s %s%s\n", process, p->counted, call->name, *text ? text : "-",
-					fired ? " !" : "");
+				int number = ++p->counted[call - calls];
+				fired = process == where && number == when && !strcmp(call->name, what);
+				fprintf(record, "%d %s %d %s%s\n", process, call->name, number, *text ? text : "-", fired ? " !" : "");
 				if (fired) {
 					fflush(record);
 					if (error) {

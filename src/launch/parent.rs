@@ -109,7 +109,7 @@ pub fn listener(config: &crate::config::Config) -> Option<Listener> {
 
 /// When `pid` started, in clock ticks since boot.
 pub fn start_time(pid: Pid) -> Result<u64, Error> {
-    state::process::Stat::read(pid.as_raw())
+    state::process::Stat::look(pid.as_raw())?
         .map(|stat| stat.start_time)
         .ok_or(Error::InitGone)
 }
@@ -154,7 +154,7 @@ impl Attendant<'_> {
                 self.sources
                     .ok_or_else(|| super::channel::Error::Unexpected(format!("MapIds({mount})")))?
                     .map(mount, tree.as_fd())?;
-                channel.send(&Message::Go)?;
+                tell_go(channel)?;
             }
             Message::Listener(number) => {
                 let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;

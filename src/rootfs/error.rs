@@ -1,6 +1,6 @@
 //! Why the file system can't be made.
 
-use proa_sys::Errno;
+use proa_sys::{Errno, words};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
@@ -106,17 +106,6 @@ impl Error {
             path: path.into(),
             problem: problem.into(),
         }
-    }
-}
-
-/// errno in the words that Go's runtime, and so every caller of runc, knows: strerror(3) without the capital.
-fn words(errno: Errno) -> String {
-    let text = errno.desc();
-    match text.as_bytes() {
-        [first, second, ..] if first.is_ascii_uppercase() && second.is_ascii_lowercase() => {
-            text[..1].to_ascii_lowercase() + &text[1..]
-        }
-        _ => text.into(),
     }
 }
 

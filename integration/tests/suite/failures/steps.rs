@@ -13,10 +13,10 @@ use proa_integration::{Container, Ctx, Output, host, vars};
 pub struct Step {
     /// Whose: 0 is the process that was called, 1 the first that it made, ….
     process: usize,
-    /// Which of its calls, from 1.
-    call: usize,
     /// e.g. `mkdirat`.
     pub name: String,
+    /// Which of its calls of that name, from 1.
+    number: usize,
     /// The path it is about, if it is about one.
     pub argument: String,
 }
@@ -32,11 +32,11 @@ impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {
             process,
-            call,
             name,
+            number,
             argument,
         } = self;
-        write!(f, "process {process}, call {call}: {name}({argument})")
+        write!(f, "process {process}: {name}({argument}), number {number}")
     }
 }
 
@@ -50,18 +50,18 @@ pub fn seconds() -> u64 {
     if all() { 3600 } else { 180 }
 }
 
-/// Makes the call, which must succeed, and tells its steps of these kinds: all, or of each process's calls of a name the
+/// Makes the call, which must succeed and be one that was made before (what is computed once is cached), and tells its steps of these kinds: all, or of each process's calls of a name the
 /// first and the last, and some in between.
 pub fn of(ctx: &Ctx, call: Call, kinds: &[&str]) -> Vec<Step> {
-    let (output, lines) = faulty(ctx, call, "0", "0", "0");
+    let (output, lines) = faulty(ctx, call, ["0", "none", "0", "0"]);
     output.ok();
     let parse = |line: &str| {
         let mut words = line.split(' ');
         let mut next = || words.next().expect("four words a line");
         Step {
             process: next().parse().expect("a number"),
-            call: next().parse().expect("a number"),
             name: next().to_owned(),
+            number: next().parse().expect("a number"),
             argument: next().to_owned(),
         }
     };
@@ -87,15 +87,15 @@ pub fn of(ctx: &Ctx, call: Call, kinds: &[&str]) -> Vec<Step> {
 /// Makes the call and lets something happen at a step: `kill-runtime`, `kill-self`, or an errno's number. `None` if that
 /// step did not come: processes wait for each other in more than one order.
 pub fn at(ctx: &Ctx, call: Call, step: &Step, action: &str) -> Option<Output> {
-    let (process, number) = (step.process.to_string(), step.call.to_string());
-    let (output, lines) = faulty(ctx, call, &process, &number, action);
+    let (process, number) = (step.process.to_string(), step.number.to_string());
+    let (output, lines) = faulty(ctx, call, [&process, &step.name, &number, action]);
     lines.trim_end().ends_with('!').then_some(output)
 }
 
-fn faulty(ctx: &Ctx, call: Call, process: &str, number: &str, action: &str) -> (Output, String) {
+fn faulty(ctx: &Ctx, call: Call, [process, name, number, action]: [&str; 4]) -> (Output, String) {
     let fault = std::env::var(vars::FAULT).expect("the runner sets it");
     let record = ctx.dir.join("record");
-    let prefix = [&fault, record.to_str().expect("UTF-8"), process, number, action];
+    let prefix = [&fault, record.to_str().expect("UTF-8"), process, name, number, action];
     let output = call.under(&prefix).output();
     (output, fs::read_to_string(&record).expect("the record"))
 }
