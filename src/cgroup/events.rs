@@ -59,6 +59,17 @@ impl Cgroup {
         let dir = self.path("memory").ok_or_else(missing)?.to_owned();
         if self.is_legacy() { v1(dir) } else { v2(dir) }.map(|source| OomEvents { source })
     }
+
+    /// How many of the container's processes were killed for want of memory; none that is known of without the controller
+    /// (or on v1 before Linux 4.13).
+    pub fn oom_kills(&self) -> Result<u64, Error> {
+        let Some(dir) = self.path("memory") else { return Ok(0) };
+        if !self.is_legacy() {
+            return kills(dir);
+        }
+        let text = Dir(dir).text_if_any("memory.oom_control")?.unwrap_or_default();
+        Ok(super::file::keyed(&text, "oom_kill").unwrap_or(0))
+    }
 }
 
 /// Documentation/admin-guide/cgroup-v1/memory.rst, section 10: an eventfd is tied to `memory.oom_control`.

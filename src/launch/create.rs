@@ -155,7 +155,8 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         lock: reservation.lock_number(),
         sources: &sources,
     };
-    let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
+    let spawned = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init);
+    let (init, channel, early) = spawned.map_err(|error| explained(error, cgroup))?;
     // Init has its own copy by now; only it may answer.
     drop(socket);
 
@@ -173,9 +174,10 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         sources: Some(&sources),
     };
     making.rdt = plan.process.rdt.clone();
-    attendant.until_created(&channel, early, &plan.process, image, || {
+    let created = attendant.until_created(&channel, early, &plan.process, image, || {
         run_parent_hooks(&plan.hooks, &record)
-    })?;
+    });
+    created.map_err(|error| explained(error, cgroup))?;
     match start {
         StartBy::Socket => reservation.save_created(&mut record)?,
         StartBy::Channel => reservation.save_complete(&mut record)?,
@@ -189,6 +191,21 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         offer: Some(offer),
         making,
     })
+}
+
+/// Why init was not made: whatever step failed for it, if the kernel has killed it for want of memory, that is the reason.
+fn explained(error: Error, cgroup: &Cgroup) -> Error {
+    match cgroup.oom_kills() {
+        Ok(1..) => {
+            tracing::debug!("{error}");
+            Error::OomKilled
+        }
+        Ok(0) => error,
+        Err(unknown) => {
+            tracing::warn!("unable to get oom kill count: {unknown}");
+            error
+        }
+    }
 }
 
 impl Created {

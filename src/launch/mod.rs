@@ -127,6 +127,9 @@ pub enum Error {
         /// The user has read it.
         told: bool,
     },
+    /// The kernel killed init. Words are runc's.
+    #[error("container init was OOM-killed (memory limit too low?)")]
+    OomKilled,
     /// Init ended without a word.
     #[error("the container's init ended before the container was set up")]
     InitGone,

@@ -101,6 +101,19 @@ impl Reservation {
         Ok(fd)
     }
 
+    /// Removes the directory without opening it once more: it may have failed for want of descriptors.
+    fn remove_files(&self) -> std::io::Result<()> {
+        if let Some(lock) = &self.lock {
+            for name in [RECORD, CONFIG, START_SOCKET] {
+                match rustix::fs::unlinkat(lock.file(), name, rustix::fs::AtFlags::empty()) {
+                    Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        }
+        std::fs::remove_dir(&self.dir)
+    }
+
     /// Keeps the directory and releases the lock.
     pub fn commit(mut self) {
         self.dir.clear();
@@ -113,7 +126,7 @@ impl Drop for Reservation {
         if self.dir.as_os_str().is_empty() {
             return;
         }
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir).or_else(|_| self.remove_files()) {
             tracing::warn!("rmdir {}: {error}", self.dir.display());
         }
     }

@@ -123,6 +123,8 @@ fn wait_gone_by(pidfd: Result<OwnedFd, Errno>, pid: i32, start_time: u64, timeou
             .collect();
         let step = PollTimeout::try_from(step.max(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX);
         match nix::poll::poll(&mut fds, step) {
+            // It was of that process, or of one that has its pid since.
+            Ok(1..) => return true,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return !alive(pid, start_time),
         }

@@ -41,6 +41,7 @@ fn main() -> std::process::ExitCode {
         fds::tests(),
         exec::tests(),
         failures::tests(),
+        failures::exhausted::tests(),
         failures::killed::tests(),
         failures::refused::tests(),
         notify::tests(),

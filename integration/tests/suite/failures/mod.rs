@@ -1,5 +1,6 @@
 //! What remains when something goes wrong: commands that are killed, that meet each other, that run out of space.
 
+pub mod exhausted;
 pub mod killed;
 pub mod refused;
 mod steps;
