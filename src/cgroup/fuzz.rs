@@ -153,7 +153,7 @@ fn kernel(state: &mut Emulator, rule: &Rule) {
 fn rules(bytes: &mut Bytes<'_>) -> Vec<Rule> {
     let count = bytes.byte() % 12;
     let rule = |bytes: &mut Bytes<'_>| {
-        let device = (bytes.byte() % 8 != 0).then(|| Device {
+        let device = (!bytes.byte().is_multiple_of(8)).then(|| Device {
             major: number(bytes),
             minor: number(bytes),
             kind: bytes.one(&[Kind::Block, Kind::Char]),
