@@ -26,6 +26,11 @@ demo: setup-demo build
 # The suite comes last: its closing line is the verdict.
 test: setup-test check unit build integration
 
+# Also what takes long: every step of every call at which something can go wrong (docs/hardening.md).
+.PHONY: test-all
+test-all: export PROA_TEST_STEPS = all
+test-all: test
+
 check:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then $(CARGO) fmt --all --check; else echo 'rustfmt is not installed: skipped'; fi
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then $(CARGO) clippy --locked --workspace --all-targets --features engine -- -D warnings; else echo 'clippy is not installed: skipped'; fi
