@@ -288,7 +288,7 @@ impl Spawning<'_> {
         let entry = cgroup.birth(&[])?;
         let settling = Settling::new(plan, entry.by_pid);
         let (mut birth, mut middle) = self.birth(plan, &joins, settling);
-        let through = birth.enter(entry, middle.as_mut());
+        let through = birth.enter(entry, middle.as_mut())?;
         let handover = self.handover(plan, record, image, middle, through.files.clone(), &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;

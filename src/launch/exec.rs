@@ -111,7 +111,7 @@ impl Request<'_> {
             ..Middle::default()
         });
         birth.wait = attach && !needs_middle;
-        let through = birth.enter(entry, middle.as_mut());
+        let through = birth.enter(entry, middle.as_mut())?;
         let handover = Handover {
             image: image.numbers().collect(),
             middle,

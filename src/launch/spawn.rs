@@ -44,15 +44,15 @@ pub struct ThroughMiddle {
 
 impl Birth {
     /// Decides who enters the cgroup: the new process itself, or the child of `middle` if that is what it becomes.
-    pub fn enter(&mut self, entry: cgroup::Birth, middle: Option<&mut Middle>) -> ThroughMiddle {
+    pub fn enter(&mut self, entry: cgroup::Birth, middle: Option<&mut Middle>) -> Result<ThroughMiddle, Error> {
         self.optional = entry.optional;
         let Some(middle) = middle else {
             (self.into_cgroup, self.into_fallback, self.join) = (entry.into, entry.into_fallback, entry.join);
-            return ThroughMiddle::default();
+            return Ok(ThroughMiddle::default());
         };
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
         let entry = cgroup::Birth {
-            into: entry.into.map(harmless),
+            into: entry.into.map(harmless).transpose()?,
             ..entry
         };
         middle.optional = entry.optional;
@@ -65,22 +65,25 @@ impl Birth {
                 .chain(middle.into_cgroup)
                 .chain(middle.into_fallback),
         );
-        ThroughMiddle {
+        Ok(ThroughMiddle {
             files,
             _held: Some(entry),
-        }
+        })
     }
 }
 
 /// A cgroup directory from which nothing else can be reached: for a moment, the child of a process in the middle has it in
 /// a pid namespace with processes that may hold CAP_SYS_PTRACE and look at its descriptors (CVE-2016-9962). Where the
 /// mount can't be cloned (not privileged), the directory leads nowhere that those could write to.
-fn harmless(directory: OwnedFd) -> OwnedFd {
+fn harmless(directory: OwnedFd) -> Result<OwnedFd, Error> {
     use rustix::mount::OpenTreeFlags;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    match rustix::mount::open_tree(&directory, "", flags) {
-        Ok(detached) if proa_sys::mount::set_read_only(detached.as_fd()).is_ok() => detached,
-        _ => directory,
+    let cloned = rustix::mount::open_tree(&directory, "", flags).map_err(|errno| Errno::from_raw(errno.raw_os_error()));
+    let protected = cloned.and_then(|detached| proa_sys::mount::set_read_only(detached.as_fd()).map(|()| detached));
+    match protected {
+        // No such call (before Linux 5.2 and 5.12), not privileged in this mount namespace, or a mount that can't be cloned.
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => Ok(directory),
+        other => other.map_err(Error::Protect),
     }
 }
 
@@ -95,6 +98,9 @@ pub enum Error {
         /// Why not.
         errno: Errno,
     },
+    /// The way into the cgroup can't be made one from which nothing else is reached.
+    #[error("read-only clone of the cgroup's mount: {0}")]
+    Protect(Errno),
     /// In the new process: its cgroup refused it.
     #[error("write \"0\" to the cgroup's tasks or cgroup.procs: {0}")]
     EnterCgroup(Errno),

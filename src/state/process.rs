@@ -107,8 +107,11 @@ fn wait_gone_by(pidfd: Result<OwnedFd, Errno>, pid: i32, start_time: u64, timeou
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if !alive(pid, start_time) || left.is_zero() {
-            return !alive(pid, start_time);
+        if !alive(pid, start_time) {
+            return true;
+        }
+        if left.is_zero() {
+            return false;
         }
         // Without pidfds nothing tells of the end of a process that is not a child: then, and only then, look again and
         // again.
