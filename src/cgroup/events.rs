@@ -59,16 +59,18 @@ impl Cgroup {
         let dir = self.path("memory").ok_or_else(missing)?.to_owned();
         if self.is_legacy() { v1(dir) } else { v2(dir) }.map(|source| OomEvents { source })
     }
+}
 
-    /// How many of the container's processes were killed for want of memory; none that is known of without the controller
-    /// (or on v1 before Linux 4.13).
-    pub fn oom_kills(&self) -> Result<u64, Error> {
-        let Some(dir) = self.path("memory") else { return Ok(0) };
-        if !self.is_legacy() {
-            return kills(dir);
-        }
-        let text = Dir(dir).text_if_any("memory.oom_control")?.unwrap_or_default();
-        Ok(super::file::keyed(&text, "oom_kill").unwrap_or(0))
+impl Cgroup {
+    /// Whether the kernel has killed a process of the container for want of memory. It is asked to explain a failure: where
+    /// nothing can be learned, that is no further one.
+    pub fn was_out_of_memory(&self) -> bool {
+        let file = match self.is_legacy() {
+            true => "memory.oom_control",
+            false => "memory.events",
+        };
+        let killed = self.path("memory").map(|dir| killed_in(dir, file));
+        matches!(killed, Some(Ok(1..)))
     }
 }
 
@@ -121,7 +123,12 @@ fn v2(dir: PathBuf) -> Result<Source, Error> {
 }
 
 fn kills(dir: &std::path::Path) -> Result<u64, Error> {
-    let text = Dir(dir).text_if_any("memory.events")?.unwrap_or_default();
+    killed_in(dir, "memory.events")
+}
+
+/// How often the kernel has killed a process of the cgroup for want of memory, as the file with its events says.
+fn killed_in(dir: &std::path::Path, file: &'static str) -> Result<u64, Error> {
+    let text = Dir(dir).text_if_any(file)?.unwrap_or_default();
     Ok(super::file::keyed(&text, "oom_kill").unwrap_or(0))
 }
 

@@ -155,8 +155,10 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         lock: reservation.lock_number(),
         sources: &sources,
     };
-    let spawned = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init);
-    let (init, channel, early) = spawned.map_err(|error| explained(error, cgroup))?;
+    let (init, channel, early) = request
+        .spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)
+        .map_err(|error| explained(error, cgroup))?;
+    let cgroup = &*cgroup;
     // Init has its own copy by now; only it may answer.
     drop(socket);
 
@@ -174,10 +176,11 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         sources: Some(&sources),
     };
     making.rdt = plan.process.rdt.clone();
-    let created = attendant.until_created(&channel, early, &plan.process, image, || {
-        run_parent_hooks(&plan.hooks, &record)
-    });
-    created.map_err(|error| explained(error, cgroup))?;
+    attendant
+        .until_created(&channel, early, &plan.process, image, || {
+            run_parent_hooks(&plan.hooks, &record)
+        })
+        .map_err(|error| explained(error, cgroup))?;
     match start {
         StartBy::Socket => reservation.save_created(&mut record)?,
         StartBy::Channel => reservation.save_complete(&mut record)?,
@@ -195,17 +198,11 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
 
 /// Why init was not made: whatever step failed for it, if the kernel has killed it for want of memory, that is the reason.
 fn explained(error: Error, cgroup: &Cgroup) -> Error {
-    match cgroup.oom_kills() {
-        Ok(1..) => {
-            tracing::debug!("{error}");
-            Error::OomKilled
-        }
-        Ok(0) => error,
-        Err(unknown) => {
-            tracing::warn!("unable to get oom kill count: {unknown}");
-            error
-        }
+    if !cgroup.was_out_of_memory() {
+        return error;
     }
+    tracing::debug!("{error}");
+    Error::OutOfMemory
 }
 
 impl Created {
@@ -302,7 +299,7 @@ impl Spawning<'_> {
             if settling.middle {
                 parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
             }
-            idmap::write(&plan.namespaces, child.pid, !host.rootless, host.euid, host.egid)?;
+            idmap::write(&plan.namespaces, child.pid, !host.unprivileged(), host.euid, host.egid)?;
         }
         if settling.middle {
             if settling.map_ids {

@@ -127,12 +127,12 @@ pub enum Error {
         /// The user has read it.
         told: bool,
     },
-    /// The kernel killed init. Words are runc's.
-    #[error("container init was OOM-killed (memory limit too low?)")]
-    OomKilled,
     /// Init ended without a word.
     #[error("the container's init ended before the container was set up")]
     InitGone,
+    /// Init was killed for want of memory: runc's words.
+    #[error("unable to start container process: container init was OOM-killed (memory limit too low?)")]
+    OutOfMemory,
     /// A call on a path failed.
     #[error("{call} {path}: {source}", path = path.display())]
     Path {

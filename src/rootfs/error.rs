@@ -1,6 +1,7 @@
 //! Why the file system can't be made.
 
-use proa_sys::{Errno, words};
+use crate::errno::words;
+use proa_sys::Errno;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
@@ -42,7 +43,7 @@ pub enum Error {
         cause: Box<Error>,
     },
     /// A sysctl can't be written.
-    #[error("linux.sysctl: {key}={value}: {cause}")]
+    #[error("linux.sysctl: {key}={value}: {cause}", key = dotted(key))]
     Sysctl {
         /// The file below `/proc/sys`.
         key: String,
@@ -107,6 +108,11 @@ impl Error {
             problem: problem.into(),
         }
     }
+}
+
+/// The name of a sysctl, as sysctl(8) writes it, from its file.
+fn dotted(file: &str) -> String {
+    file.chars().map(super::sysctl::swap).collect()
 }
 
 /// The errno of a system call, whoever wraps it.

@@ -241,10 +241,9 @@ fn older(tree: &Tree, path: &Path, nofollow: bool) {
             (Err(_), _) => {}
             (Ok(old), Err(errno)) => {
                 tree.holds(&old, path);
-                assert!(
-                    errno == Errno::ENAMETOOLONG,
-                    "{path:?} {resolve:?}: openat2 said {errno}"
-                );
+                // Names are not counted together, and `/.` behind a file is not seen.
+                let known = [Errno::ENAMETOOLONG, Errno::ENOTDIR];
+                assert!(known.contains(&errno), "{path:?} {resolve:?}: openat2 said {errno}");
             }
         }
     }
