@@ -4,6 +4,8 @@
 use proa_integration::ctx::Call;
 use proa_integration::{Bundle, Container, Ctx, Output, tests};
 
+use serde_json::json;
+
 use super::killed::rich;
 use super::steps::{self, Step, World};
 
@@ -13,6 +15,7 @@ tests! {
     start_with_a_call_that_fails .seconds(steps::seconds()).once().only_proa();
     run_with_a_call_that_fails .seconds(steps::seconds()).once().only_proa();
     exec_with_a_call_that_fails .seconds(steps::seconds()).once().only_proa();
+    a_node_that_can_not_be_had_in_either_way_tells_both .once().only_proa();
     delete_with_a_call_that_fails .seconds(steps::seconds()).only_proa();
 }
 
@@ -216,4 +219,29 @@ fn delete_with_a_call_that_fails(ctx: &Ctx) {
         |container| ctx.call(&["delete", "--force", &container.id]),
         |_, _, _| {},
     );
+}
+
+/// Where mknod(2) is not permitted the host's node is shown, if it has one.
+fn a_node_that_can_not_be_had_in_either_way_tells_both(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]).set(
+        "/linux/devices",
+        json!([{"path": "/dev/nowhere", "type": "c", "major": 1, "minor": 3}]),
+    );
+    let container = ctx.container(&bundle);
+    let call = || ctx.create_call(&bundle, &container.id, &[]);
+    let steps = steps::of(ctx, call(), &["mknodat"]);
+    container.verb(&["delete", "--force"]).ok();
+    let step = steps
+        .iter()
+        .find(|step| step.argument == "nowhere")
+        .expect("mknod(nowhere)");
+    let output = steps::at(ctx, call(), step, "1").expect("it comes again");
+    for words in [
+        "mknod(\"/dev/nowhere\", Char, 1:3): operation not permitted",
+        "open(\"/dev/nowhere\", O_PATH)",
+    ] {
+        output.refused(&[words]);
+    }
+    container.forget();
 }

@@ -70,7 +70,7 @@ pub fn of(ctx: &Ctx, call: Call, kinds: &[&str]) -> Vec<Step> {
         .map(parse)
         .filter(|step| kinds.contains(&step.name.as_str()));
     let steps: Vec<Step> = steps.collect();
-    assert!(steps.len() > 10, "{lines}");
+    assert!(!steps.is_empty(), "{lines}");
     if all() {
         return steps;
     }
