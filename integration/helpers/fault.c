@@ -138,10 +138,14 @@ static void answer(pid_t pid, long value)
 #endif
 }
 
-/* Whether the process executes the runtime, from wherever that was mounted or cloned. */
+/*
+ * Whether the process executes the runtime: the program itself, or the init of a container, whose file is a copy or lies on a
+ * mount of its own and so is known by its arguments.
+ */
 static int executes_runtime(pid_t pid)
 {
-	char path[64];
+	char path[64], line[64] = "";
+	FILE *arguments;
 	struct stat s;
 
 	snprintf(path, sizeof path, "/proc/%d/exe", pid);
@@ -151,7 +155,15 @@ static int executes_runtime(pid_t pid)
 		program_dev = s.st_dev;
 		program_ino = s.st_ino;
 	}
-	return s.st_ino == program_ino && s.st_dev == program_dev;
+	if (s.st_ino == program_ino && s.st_dev == program_dev)
+		return 1;
+	snprintf(path, sizeof path, "/proc/%d/cmdline", pid);
+	arguments = fopen(path, "re");
+	if (!arguments)
+		return 0;
+	size_t length = fread(line, 1, sizeof line - 1, arguments);
+	fclose(arguments);
+	return length >= sizeof "proa\0init" && !memcmp(line, "proa\0init", sizeof "proa\0init");
 }
 
 static pid_t victim(const char *action, pid_t self)

@@ -74,6 +74,20 @@ const CHANGES: [&str; 52] = [
     "ioctl",
 ];
 
+/// Whether the steps of the container's init were among those that were tried.
+pub(super) fn reaches_init(steps: &[Step]) {
+    assert!(
+        steps
+            .iter()
+            .any(|step| !step.is_runtimes() && step.name == "pivot_root"),
+        "{steps:#?}"
+    );
+    assert!(
+        steps.iter().any(|step| !step.is_runtimes() && step.name == "capset"),
+        "{steps:#?}"
+    );
+}
+
 /// Something of everything that a create makes: mounts, a compiled filter, hooks, a cgroup with limits, a pid file.
 pub(super) fn rich(ctx: &Ctx) -> Bundle {
     let source = ctx.mkdir("source");
@@ -99,7 +113,7 @@ fn sweep(
     prepare: impl Fn(&Container<'_>),
     call: impl Fn(&Container<'_>) -> Call,
     holds: impl Fn(&Container<'_>, &Step, &Output),
-) {
+) -> Vec<Step> {
     let world = World::new(ctx);
     let container = ctx.container(bundle);
     // Once without a look, as the first compiles the filter.
@@ -146,19 +160,21 @@ fn sweep(
     container.forget();
     world.is_as_before("all");
     world.ends();
+    steps
 }
 
 fn create_killed_at_each_step(ctx: &Ctx) {
     let bundle = rich(ctx);
     let pid_file = ctx.dir.join("pid");
     let flags = ["--pid-file", pid_file.to_str().unwrap()];
-    sweep(
+    let steps = sweep(
         ctx,
         &bundle,
         |_| {},
         |container| ctx.create_call(&bundle, &container.id, &flags),
         |_, _, _| {},
     );
+    reaches_init(&steps);
     fs::remove_file(pid_file).unwrap();
 }
 
@@ -166,13 +182,14 @@ fn create_in_a_user_namespace_killed_at_each_step(ctx: &Ctx) {
     let bundle = rich(ctx);
     // A time namespace needs a process in the middle.
     bundle.userns(100_000).namespace("time", None);
-    sweep(
+    let steps = sweep(
         ctx,
         &bundle,
         |_| {},
         |container| ctx.create_call(&bundle, &container.id, &[]),
         |_, _, _| {},
     );
+    reaches_init(&steps);
 }
 
 fn start_killed_at_each_step(ctx: &Ctx) {
@@ -197,13 +214,14 @@ fn start_killed_at_each_step(ctx: &Ctx) {
 fn run_killed_at_each_step(ctx: &Ctx) {
     let bundle = rich(ctx);
     bundle.args(&["true"]);
-    sweep(
+    let steps = sweep(
         ctx,
         &bundle,
         |_| {},
         |container| ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &container.id]),
         |_, _, _| {},
     );
+    reaches_init(&steps);
 }
 
 fn exec_killed_at_each_step(ctx: &Ctx) {

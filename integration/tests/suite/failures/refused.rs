@@ -6,7 +6,7 @@ use proa_integration::{Bundle, Container, Ctx, Output, tests};
 
 use serde_json::json;
 
-use super::killed::rich;
+use super::killed::{reaches_init, rich};
 use super::steps::{self, Step, World};
 
 tests! {
@@ -92,7 +92,7 @@ fn sweep(
     prepare: impl Fn(&Container<'_>),
     call: impl Fn(&Container<'_>) -> Call,
     holds: impl Fn(&Container<'_>, &Step, &Output),
-) {
+) -> Vec<Step> {
     let world = World::new(ctx);
     let container = ctx.container(bundle);
     // Once without a look, as the first compiles the filter.
@@ -133,6 +133,7 @@ fn sweep(
     assert!(happened * 3 > tried * 2, "{happened} of {tried} steps came");
     container.forget();
     world.ends();
+    steps
 }
 
 /// A create that failed left nothing, not even for `delete --force`.
@@ -144,25 +145,27 @@ fn nothing_is_left(container: &Container<'_>, _: &Step, output: &Output) {
 
 fn create_with_a_call_that_fails(ctx: &Ctx) {
     let bundle = rich(ctx);
-    sweep(
+    let steps = sweep(
         ctx,
         &bundle,
         |_| {},
         |container| ctx.create_call(&bundle, &container.id, &[]),
         nothing_is_left,
     );
+    reaches_init(&steps);
 }
 
 fn create_in_a_user_namespace_with_a_call_that_fails(ctx: &Ctx) {
     let bundle = rich(ctx);
     bundle.userns(100_000).namespace("time", None);
-    sweep(
+    let steps = sweep(
         ctx,
         &bundle,
         |_| {},
         |container| ctx.create_call(&bundle, &container.id, &[]),
         nothing_is_left,
     );
+    reaches_init(&steps);
 }
 
 fn start_with_a_call_that_fails(ctx: &Ctx) {
@@ -181,13 +184,14 @@ fn start_with_a_call_that_fails(ctx: &Ctx) {
 fn run_with_a_call_that_fails(ctx: &Ctx) {
     let bundle = rich(ctx);
     bundle.args(&["true"]);
-    sweep(
+    let steps = sweep(
         ctx,
         &bundle,
         |_| {},
         |container| ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &container.id]),
         |_, _, _| {},
     );
+    reaches_init(&steps);
 }
 
 fn exec_with_a_call_that_fails(ctx: &Ctx) {
