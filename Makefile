@@ -31,10 +31,6 @@ test: setup-test check unit build integration
 test-vm: setup-vm build
 	integration/vm/test chosen
 
-# Everything: `test`, and the whole suite in the virtual machine (about an hour).
-test-all: test
-	@scripts/setup vm
-	integration/vm/test all
 
 check:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then $(CARGO) fmt --all --check; else echo 'rustfmt is not installed: skipped'; fi
@@ -57,9 +53,13 @@ integration: setup-engines
 test-attacks: setup-test setup-engines
 	@scripts/test-attacks
 
-# All there is to test, longer than continuous integration lasts.
+# All there is to test, longer than continuous integration lasts: also every step of every call at which something can go
+# wrong (docs/hardening.md), and the whole suite in the virtual machine, which alone takes about an hour.
 .PHONY: test-all
+test-all: export PROA_TEST_STEPS = all
 test-all: test test-attacks
+	@scripts/setup vm
+	integration/vm/test all
 
 bench: setup-bench build
 	$(CARGO) run --locked --release --quiet --package proa-integration --bin bench -- docs/performance.md

@@ -51,6 +51,8 @@ pub mod vars {
     pub const SYSTEMD: &str = "PROA_TEST_SYSTEMD";
     /// How many times longer than usual tests and what they wait for may take: for slow machines. 1 when unset.
     pub const PATIENCE: &str = "PROA_TEST_PATIENCE";
+    /// `all` for each step of every call of the runtime, where else a part of them is tried.
+    pub const STEPS: &str = "PROA_TEST_STEPS";
     /// Internal: which level this process is (`stage`, `init`, `body`; with systemd `boot` and `unit` for `init`).
     pub const LEVEL: &str = "PROA_TEST_LEVEL";
     /// Internal: the test's name.
@@ -59,6 +61,8 @@ pub mod vars {
     pub const TAG: &str = "PROA_TEST_TAG";
     /// Internal: the static helper program.
     pub const PROBE: &str = "PROA_TEST_PROBE";
+    /// Internal: the program that lets things go wrong.
+    pub const FAULT: &str = "PROA_TEST_FAULT";
 }
 
 /// How the test's process sees control groups.

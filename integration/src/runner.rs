@@ -179,6 +179,7 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         .map_err(|e| format!("/proc/self/exe: {e}"))?
         .with_file_name("helpers");
     let probe = host::compile_helper("probe", &helpers)?;
+    let fault = host::compile_helper("fault", &helpers)?;
     host::compile_helper("attack", &helpers)?;
     let controllers = host::v2_controllers();
     let mut unfit = std::collections::BTreeMap::new();
@@ -186,7 +187,8 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
     for view in views.iter().copied() {
         let applies = |t: &&Test| t.views.contains(&view) && (!t.once || view == views[0]);
         for test in tests.iter().filter(applies) {
-            let (test, probe, path) = (*test, probe.clone(), subject.path.clone());
+            let (test, path) = (*test, subject.path.clone());
+            let (probe, fault) = (probe.clone(), fault.clone());
             // crun refuses a hybrid layout altogether.
             let mut ignored = test.ignored_for(&subject) || (subject.kind == Kind::Crun && view == View::Hybrid);
             if let Some(reason) = test.unfit(view, &controllers) {
@@ -199,7 +201,10 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
                     .env(vars::LEVEL, "stage")
                     .env(vars::NAME, test.name)
                     .env(vars::VIEW, view.name());
-                stage.env(vars::PROBE, &probe).env(vars::RUNTIME, &path);
+                stage
+                    .env(vars::PROBE, &probe)
+                    .env(vars::FAULT, &fault)
+                    .env(vars::RUNTIME, &path);
                 one(stage, view, Duration::from_secs(test.seconds) * crate::patience())
             });
             trials.push(trial.with_ignored_flag(ignored));

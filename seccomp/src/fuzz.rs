@@ -29,16 +29,8 @@ const OPERATORS: [&str; 7] = [
     "SCMP_CMP_GT",
     "SCMP_CMP_MASKED_EQ",
 ];
-const ARCHITECTURES: [&str; 8] = [
-    "SCMP_ARCH_NATIVE",
-    "SCMP_ARCH_X86",
-    "SCMP_ARCH_X86_64",
-    "SCMP_ARCH_X32",
-    "SCMP_ARCH_ARM",
-    "SCMP_ARCH_AARCH64",
-    "SCMP_ARCH_S390X",
-    "SCMP_ARCH_MIPS64N32",
-];
+/// Those of one machine but x32: with that, libseccomp (2.5.4) can make a program that compares the wrong word.
+const ARCHITECTURES: [&str; 3] = ["SCMP_ARCH_NATIVE", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"];
 /// Calls of every age, of other architectures only, and of none.
 const NAMES: [&str; 32] = [
     "read",
@@ -135,7 +127,9 @@ fn rule(bytes: &mut Bytes<'_>) -> Value {
 /// Compiles a profile and compares what its program answers with what the profile says.
 pub fn seccomp(data: &[u8]) {
     let mut bytes = Bytes(data);
-    let Some(profile) = profile(&mut bytes) else { return };
+    let Some(profile) = profile(&mut bytes).filter(|profile| !meets_itself(profile)) else {
+        return;
+    };
     let program = match compile(&profile) {
         Ok(compiled) => compiled.program,
         Err(error) => return assert!(error.to_string().starts_with("linux.seccomp"), "{error}"),
@@ -197,6 +191,33 @@ pub fn seccomp(data: &[u8]) {
     );
 }
 
+/// Whether two rules put conditions on one call: libseccomp (2.5.4) can fall into an endless loop over such
+/// (`seccomp_rule_add_array`), and that is not to be found again and again. On x86 the calls on sockets are one. Documents may
+/// also list the architectures of several machines, see [`ARCHITECTURES`].
+fn meets_itself(profile: &LinuxSeccomp) -> bool {
+    let listed = profile.architectures().as_deref().unwrap_or_default();
+    if listed
+        .iter()
+        .any(|arch| !ARCHITECTURES.contains(&arch.to_string().as_str()))
+    {
+        return true;
+    }
+    let mut seen: Vec<&str> = Vec::new();
+    let all = profile.syscalls().as_deref().unwrap_or_default();
+    let conditional = all
+        .iter()
+        .filter(|rule| rule.args().as_ref().is_some_and(|args| !args.is_empty()));
+    conditional.flat_map(LinuxSyscall::names).any(|name| {
+        let name = match name.as_str() {
+            "socket" | "send" | "recv" => "socketcall",
+            other => other,
+        };
+        let met = seen.contains(&name);
+        seen.push(name);
+        met
+    })
+}
+
 /// What seccomp(2) refuses: unknown operations, loads outside of `seccomp_data`, jumps out of the program, an open end.
 fn check(program: &Program) {
     let all: Vec<Instruction> = program
@@ -232,8 +253,11 @@ fn expected(profile: &LinuxSeccomp, name: &str, args: &[u64; 6]) -> Option<u32> 
     let conditions = rule.args().as_deref().unwrap_or_default();
     let on: Vec<usize> = conditions.iter().map(LinuxSeccompArg::index).collect();
     let repeated = (1..on.len()).any(|at| on[..at].contains(&on[at]));
-    let mut each = conditions.iter().map(|condition| holds(condition, args));
-    let holds = if repeated { each.any(|it| it) } else { each.all(|it| it) };
+    if repeated {
+        // Alternatives. libseccomp (2.5.4) does not get all of those right whose values share their upper or lower half.
+        return None;
+    }
+    let holds = conditions.iter().all(|condition| holds(condition, args));
     let by_default = value(profile.default_action(), profile.default_errno_ret());
     Some(if holds {
         value(rule.action(), rule.errno_ret())

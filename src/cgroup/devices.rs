@@ -38,11 +38,11 @@ impl Access {
         self.0 & other.0 == other.0
     }
 
-    fn without(self, other: Self) -> Self {
+    pub fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 
-    fn is_empty(self) -> bool {
+    pub fn is_empty(self) -> bool {
         self == Self::NONE
     }
 }
@@ -248,7 +248,7 @@ impl Emulator {
         self.default_allow && self.exceptions.is_empty()
     }
 
-    pub fn apply(&mut self, rule: &Rule) -> Result<(), Error> {
+    fn apply(&mut self, rule: &Rule) -> Result<(), Error> {
         match rule.device {
             None => {
                 *self = Self {
@@ -262,7 +262,7 @@ impl Emulator {
         Ok(())
     }
 
-    fn add(&mut self, device: Device, access: Access) {
+    pub fn add(&mut self, device: Device, access: Access) {
         let entry = self.exceptions.entry(device).or_insert(Access::NONE);
         entry.0 |= access.0;
     }

@@ -205,18 +205,19 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     })
 }
 
-/// Why init is gone, if its cgroup knows.
+/// Why init was not made: whatever step failed for it, if the kernel has killed it for want of memory, that is the reason.
 fn explained(error: Error, cgroup: &Cgroup) -> Error {
-    match error {
-        Error::InitGone | Error::Channel(_) if cgroup.was_out_of_memory() => Error::OutOfMemory,
-        error => error,
+    if !cgroup.was_out_of_memory() {
+        return error;
     }
+    tracing::debug!("{error}");
+    Error::OutOfMemory
 }
 
 impl Created {
     /// Tells init to execute the program, and learns how that went.
     pub fn start(&mut self) -> Result<(), Error> {
-        self.channel.send(&Message::Start)?;
+        parent::tell_start(&self.channel)?;
         Attendant {
             record: &self.record,
             pid: self.init.pid,
@@ -292,7 +293,7 @@ impl Spawning<'_> {
         let entry = cgroup.birth(&[])?;
         let settling = Settling::new(plan, entry.by_pid);
         let (mut birth, mut middle) = self.birth(plan, &joins, settling);
-        let through = birth.enter(entry, middle.as_mut());
+        let through = birth.enter(entry, middle.as_mut())?;
         let handover = self.handover(plan, record, image, middle, through.files.clone(), &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
@@ -310,16 +311,16 @@ impl Spawning<'_> {
         }
         if settling.middle {
             if settling.map_ids {
-                channel.send(&Message::Go)?;
+                parent::tell_go(&channel)?;
             }
-            (child, early) = parent::replace_middle(&channel, newborn)?;
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref())?;
         }
         if settling.attach {
             cgroup.attach(child.pid, "/")?;
         }
         netdev::move_all(&plan.namespaces, &joins, child.pid)?;
         if settling.wait {
-            channel.send(&Message::Go)?;
+            parent::tell_go(&channel)?;
         }
         Ok((child, channel, early))
     }

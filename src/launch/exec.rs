@@ -57,7 +57,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
-    channel.send(&Message::Start)?;
+    parent::tell_start(&channel)?;
     if let Err(error) = attendant.until_running(&channel) {
         return Err(error.seen(|| foreground::show(master.as_ref(), plan.terminal)));
     }
@@ -110,7 +110,7 @@ impl Request<'_> {
             ..Middle::default()
         });
         birth.wait = attach.is_some() && !needs_middle;
-        let through = birth.enter(entry, middle.as_mut());
+        let through = birth.enter(entry, middle.as_mut())?;
         let handover = Handover {
             image: image.numbers().collect(),
             middle,
@@ -147,7 +147,7 @@ impl Request<'_> {
         *newborn = Newborn::of(child.pid);
         drop((init, through));
         if has_middle {
-            (child, early) = parent::replace_middle(&channel, newborn)?;
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref())?;
         }
         if let Some(below) = attach {
             cgroup.attach(child.pid, &below)?;

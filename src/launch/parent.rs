@@ -10,6 +10,7 @@ use crate::process::{self, Filter};
 use crate::rootfs::Sources;
 use crate::state::{self, Record, Store};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
@@ -109,7 +110,7 @@ pub fn listener(config: &crate::config::Config) -> Option<Listener> {
 
 /// When `pid` started, in clock ticks since boot.
 pub fn start_time(pid: Pid) -> Result<u64, Error> {
-    state::process::Stat::read(pid.as_raw())
+    state::process::Stat::look(pid.as_raw())?
         .map(|stat| stat.start_time)
         .ok_or(Error::InitGone)
 }
@@ -154,7 +155,7 @@ impl Attendant<'_> {
                 self.sources
                     .ok_or_else(|| super::channel::Error::Unexpected(format!("MapIds({mount})")))?
                     .map(mount, tree.as_fd())?;
-                channel.send(&Message::Go)?;
+                tell_go(channel)?;
             }
             Message::Listener(number) => {
                 let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;
@@ -169,7 +170,7 @@ impl Attendant<'_> {
                     self.pid.as_raw(),
                     &state,
                 )?;
-                channel.send(&Message::Go)?;
+                tell_go(channel)?;
             }
             other => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
         }
@@ -200,12 +201,12 @@ impl Attendant<'_> {
                 Some(Message::Created) => return Ok(()),
                 Some(Message::Ready) => {
                     process::tune(plan, self.pid)?;
-                    channel.send(&Message::Go)?;
+                    tell_go(channel)?;
                     drop(image.take());
                 }
                 Some(Message::Mounted) => {
                     mounted()?;
-                    channel.send(&Message::Go)?;
+                    tell_go(channel)?;
                 }
                 Some(message) => self.serve(channel, message)?,
                 None => return Err(Error::InitGone),
@@ -219,6 +220,35 @@ impl Attendant<'_> {
             self.serve(channel, message)?;
         }
         Ok(())
+    }
+}
+
+/// Tells the process to go on. If it is gone, its last word is the reason.
+pub fn tell_go(channel: &Channel) -> Result<(), Error> {
+    match channel.send(&Message::Go) {
+        Err(super::channel::Error::Call {
+            errno: Errno::EPIPE, ..
+        }) => {}
+        sent => return Ok(sent?),
+    }
+    while let Some(message) = channel.receive()? {
+        match message {
+            Message::Failed(text) => return Err(Error::Init(text)),
+            Message::Log(line) => crate::logging::forward(&line),
+            _ => {}
+        }
+    }
+    Err(Error::InitGone)
+}
+
+/// Tells the process to execute its program. If it was killed meanwhile, that is how the program ended, as if it had been a
+/// moment later; if it failed, what it said is still to be read.
+pub fn tell_start(channel: &Channel) -> Result<(), Error> {
+    match channel.send(&Message::Start) {
+        Err(super::channel::Error::Call {
+            errno: Errno::EPIPE, ..
+        }) => Ok(()),
+        sent => Ok(sent?),
     }
 }
 
@@ -276,10 +306,15 @@ impl Drop for Newborn {
 }
 
 /// Learns which process the one in the middle made, reaps that one, and takes charge of the other. Returns also what the
-/// other said before the one in the middle came to speak.
-pub fn replace_middle(channel: &Channel, newborn: &mut Newborn) -> Result<(Child, Vec<Message>), Error> {
+/// other said before the one in the middle came to speak. `middle` is that one's pidfd.
+pub fn replace_middle(
+    channel: &Channel,
+    newborn: &mut Newborn,
+    middle: Option<&OwnedFd>,
+) -> Result<(Child, Vec<Message>), Error> {
     let mut early = Vec::new();
     let pid = loop {
+        await_word(channel, middle)?;
         match channel.receive()? {
             Some(Message::Child(pid)) => break Pid::from_raw(pid),
             Some(Message::Failed(text)) => return Err(Error::Init(text)),
@@ -300,6 +335,34 @@ pub fn replace_middle(channel: &Channel, newborn: &mut Newborn) -> Result<(Child
         },
         early,
     ))
+}
+
+/// Waits until there is something to receive. What the process in the middle made holds its end of the channel, too: if the
+/// one in the middle was killed before it could speak of the other, no end of file tells. (Before Linux 5.3 nothing does.)
+fn await_word(channel: &Channel, middle: Option<&OwnedFd>) -> Result<(), Error> {
+    let Some(middle) = middle else { return Ok(()) };
+    let failed = |errno| Error::Call {
+        call: "poll(channel, middle)".into(),
+        errno,
+    };
+    let readable = |timeout, with: Option<&OwnedFd>| -> Result<bool, Error> {
+        let mut interests = vec![PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+        interests.extend(with.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        loop {
+            match poll(&mut interests, timeout) {
+                Err(Errno::EINTR) => {}
+                polled => {
+                    polled.map_err(failed)?;
+                    return Ok(interests[0].any().unwrap_or(false));
+                }
+            }
+        }
+    };
+    // Its last word may have come between the two looks.
+    match readable(PollTimeout::NONE, Some(middle))? || readable(PollTimeout::ZERO, None)? {
+        true => Ok(()),
+        false => Err(Error::InitGone),
+    }
 }
 
 /// A pidfd of a child of this process that was not waited for: the number is its own.
@@ -358,11 +421,18 @@ fn write_pid_file(path: &Path, pid: Pid) -> std::io::Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?);
     let temporary: PathBuf = path.with_file_name(name);
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o666)
-        .open(&temporary)?;
+    let open = || {
+        let mut new = std::fs::OpenOptions::new();
+        new.write(true).create_new(true).mode(0o666).open(&temporary)
+    };
+    let mut file = match open() {
+        // Of one who was killed just here.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(&temporary)?;
+            open()?
+        }
+        opened => opened?,
+    };
     let written = write!(file, "{pid}").and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         std::fs::remove_file(&temporary)?;

@@ -44,15 +44,15 @@ pub struct ThroughMiddle {
 
 impl Birth {
     /// Decides who enters the cgroup: the new process itself, or the child of `middle` if that is what it becomes.
-    pub fn enter(&mut self, entry: cgroup::Birth, middle: Option<&mut Middle>) -> ThroughMiddle {
+    pub fn enter(&mut self, entry: cgroup::Birth, middle: Option<&mut Middle>) -> Result<ThroughMiddle, Error> {
         self.optional = entry.optional;
         let Some(middle) = middle else {
             (self.into_cgroup, self.into_fallback, self.join) = (entry.into, entry.into_fallback, entry.join);
-            return ThroughMiddle::default();
+            return Ok(ThroughMiddle::default());
         };
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
         let entry = cgroup::Birth {
-            into: entry.into.filter(is_ours).map(harmless),
+            into: entry.into.filter(is_ours).map(harmless).transpose()?,
             ..entry
         };
         middle.optional = entry.optional;
@@ -65,10 +65,10 @@ impl Birth {
                 .chain(middle.into_cgroup)
                 .chain(middle.into_fallback),
         );
-        ThroughMiddle {
+        Ok(ThroughMiddle {
             files,
             _held: Some(entry),
-        }
+        })
     }
 }
 
@@ -82,17 +82,20 @@ fn is_ours(directory: &OwnedFd) -> bool {
 /// A cgroup directory from which nothing else can be reached: for a moment, the child of a process in the middle has it in
 /// a pid namespace with processes that may hold CAP_SYS_PTRACE and look at its descriptors (CVE-2016-9962). Where the
 /// mount can't be cloned (not privileged), the directory leads nowhere that those could write to.
-fn harmless(directory: OwnedFd) -> OwnedFd {
+fn harmless(directory: OwnedFd) -> Result<OwnedFd, Error> {
     use rustix::mount::OpenTreeFlags;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let Ok(detached) = rustix::mount::open_tree(&directory, "", flags) else {
-        return directory;
+    let cloned = rustix::mount::open_tree(&directory, "", flags).map_err(|errno| Errno::from_raw(errno.raw_os_error()));
+    let detached = match cloned {
+        // No such call (before Linux 5.2), not privileged in this mount namespace, or a mount that can't be cloned.
+        Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => return Ok(directory),
+        other => other.map_err(Error::Protect)?,
     };
-    // Before Linux 5.12 it stays writable: then its own files can be written to, but not those of the cgroups above.
-    if let Err(errno) = proa_sys::mount::set_read_only(detached.as_fd()) {
-        tracing::debug!("mount_setattr(cgroup directory, MOUNT_ATTR_RDONLY): {errno}");
+    match proa_sys::mount::set_read_only(detached.as_fd()) {
+        // Before Linux 5.12 it stays writable: then its own files can be written to, but not those of the cgroups above.
+        Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => Ok(detached),
+        Err(errno) => Err(Error::Protect(errno)),
     }
-    detached
 }
 
 /// Why there is no new process.
@@ -106,6 +109,9 @@ pub enum Error {
         /// Why not.
         errno: Errno,
     },
+    /// The way into the cgroup can't be made one from which nothing else is reached.
+    #[error("read-only clone of the cgroup's mount: {0}")]
+    Protect(Errno),
     /// In the new process: its cgroup refused it.
     #[error("write \"0\" to the cgroup's tasks or cgroup.procs: {0}")]
     EnterCgroup(Errno),

@@ -29,8 +29,11 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         Some(Message::Starting) => {}
         Some(Message::Failed(text)) => return Err(Error::Init(text)),
         Some(other) => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
-        // Whoever came first was served, and init listens no more.
-        None => return Err(crate::state::Error::Refused(Refused::StartRunning).into()),
+        None => {
+            // It was killed just now, or else whoever came first was served, and init listens no more.
+            container.require(Action::Start)?;
+            return Err(crate::state::Error::Refused(Refused::StartRunning).into());
+        }
     }
     let record = &container.record;
     Attendant {

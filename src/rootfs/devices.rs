@@ -70,7 +70,15 @@ fn one(plan: &Plan, device: &Device, dev: &OwnedFd, root: &Root) -> Result<(), E
     match mknodat(dir, name, device.file_type(), mode, device.number()) {
         Ok(()) => {}
         Err(rustix::io::Errno::EXIST) => return existing(device, dir, name),
-        Err(rustix::io::Errno::PERM) => return show_host(device, dir, name, root),
+        Err(errno @ rustix::io::Errno::PERM) => {
+            return show_host(device, dir, name, root).map_err(|instead| Error::Instead {
+                cause: Box::new(Error::Call {
+                    call: call(),
+                    errno: errno.raw(),
+                }),
+                instead: Box::new(instead),
+            });
+        }
         Err(errno) => return Err(errno).call(call),
     }
     // The node has our owner, and its mode is exact because the mask is empty.

@@ -70,6 +70,14 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
+    /// A step was not permitted, and what is done in its place then failed, too.
+    #[error("{cause}; bind mount of the host's in its place: {instead}")]
+    Instead {
+        /// The step.
+        cause: Box<Error>,
+        /// What failed in its place.
+        instead: Box<Error>,
+    },
     /// A system call failed.
     #[error("{call}: {words}", words = words(*errno))]
     Call {
@@ -88,7 +96,8 @@ impl Error {
             Error::Mount { cause, .. }
             | Error::Device { cause, .. }
             | Error::Sysctl { cause, .. }
-            | Error::Protect { cause, .. } => cause.errno(),
+            | Error::Protect { cause, .. }
+            | Error::Instead { cause, .. } => cause.errno(),
             Error::Field { .. } | Error::Root { .. } | Error::Unsafe { .. } => None,
         }
     }

@@ -1,7 +1,7 @@
 //! The fuzz targets of this room; see [`crate::fuzz`].
 
 use super::options::{self, Parsed};
-use super::resolve::{Missing, Root, is_dir, open_dir, path_of};
+use super::resolve::{Missing, Root, open_dir, path_of};
 use super::{Plan, plan};
 use crate::fuzz::{Bytes, scratch};
 use proa_sys::Errno;
@@ -207,11 +207,6 @@ pub fn resolver(data: &[u8]) {
                     tree.holds(&place.fd, &path);
                     let real = tree.root.real(place.fd.as_fd()).expect("it is below the root");
                     assert!(real.is_absolute());
-                    // No file, if the path, or that of a link, ends in `..`.
-                    assert!(
-                        missing == Missing::File || is_dir(place.fd.as_fd()) == Ok(true),
-                        "{path:?}"
-                    );
                 }
             }
             _ => {
@@ -246,10 +241,9 @@ fn older(tree: &Tree, path: &Path, nofollow: bool) {
             (Err(_), _) => {}
             (Ok(old), Err(errno)) => {
                 tree.holds(&old, path);
-                assert!(
-                    errno == Errno::ENAMETOOLONG,
-                    "{path:?} {resolve:?}: openat2 said {errno}"
-                );
+                // Names are not counted together, and `/.` behind a file is not seen.
+                let known = [Errno::ENAMETOOLONG, Errno::ENOTDIR];
+                assert!(known.contains(&errno), "{path:?} {resolve:?}: openat2 said {errno}");
             }
         }
     }

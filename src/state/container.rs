@@ -1,11 +1,12 @@
 //! One container's directory: reserved, read, locked, changed, removed.
 
+use super::lock::Lock;
 use super::{Action, Creator, Error, Record, Status, process, require};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::process::rdt::{Group, Resctrl};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
@@ -30,7 +31,7 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Reservation {
     dir: PathBuf,
-    lock: Option<Flock<File>>,
+    lock: Option<Lock>,
 }
 
 impl Reservation {
@@ -100,6 +101,19 @@ impl Reservation {
         Ok(fd)
     }
 
+    /// Removes the directory without opening it once more: it may have failed for want of descriptors.
+    fn remove_files(&self) -> std::io::Result<()> {
+        if let Some(lock) = &self.lock {
+            for name in [RECORD, CONFIG, START_SOCKET] {
+                match rustix::fs::unlinkat(lock.file(), name, rustix::fs::AtFlags::empty()) {
+                    Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        }
+        std::fs::remove_dir(&self.dir)
+    }
+
     /// Keeps the directory and releases the lock.
     pub fn commit(mut self) {
         self.dir.clear();
@@ -112,7 +126,7 @@ impl Drop for Reservation {
         if self.dir.as_os_str().is_empty() {
             return;
         }
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir).or_else(|_| self.remove_files()) {
             tracing::warn!("rmdir {}: {error}", self.dir.display());
         }
     }
@@ -160,14 +174,14 @@ impl Container {
         // become init.
         let creating = self.record.creator.is_some_and(Creator::lives);
         let Self { dir, file, record, .. } = self;
-        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let file = match Lock::try_take(file) {
             Ok(locked) => locked,
             Err((_, Errno::EWOULDBLOCK)) if creating => return Err(Error::Busy(record.id)),
             Err((file, Errno::EWOULDBLOCK)) => lock(file, &dir)?,
             Err((_, errno)) => return Err(Error::file("flock", &dir)(errno.into())),
         };
         // Whoever held the lock may have deleted the container, and someone else may have made a new one of that name.
-        let ours = file.metadata().map_err(Error::file("stat", &dir))?;
+        let ours = file.file().metadata().map_err(Error::file("stat", &dir))?;
         match std::fs::symlink_metadata(&dir) {
             Ok(now) if (now.dev(), now.ino()) == (ours.dev(), ours.ino()) => {}
             Ok(_) => return Err(Error::NotFound),
@@ -234,7 +248,12 @@ impl Container {
     /// Whether init still listens for `start`.
     fn waits(&self) -> bool {
         // A full backlog (init is stopped or slow) is someone who listens.
-        matches!(self.connect_start(SockFlag::SOCK_NONBLOCK), Ok(_) | Err(Errno::EAGAIN))
+        match self.connect_start(SockFlag::SOCK_NONBLOCK) {
+            Ok(_) | Err(Errno::EAGAIN) => true,
+            Err(Errno::ENOENT | Errno::ECONNREFUSED) => false,
+            // The question could not be asked (no descriptor, no memory left): once init is started, the socket is removed.
+            Err(_) => self.dir.join(START_SOCKET).exists(),
+        }
     }
 
     /// Connects to init's start socket. The path goes through a descriptor of the directory: a `--root` may be longer than
@@ -264,10 +283,14 @@ impl Container {
         let pidfd = match process::pidfd(self.record.pid) {
             Ok(pidfd) => Some(pidfd),
             Err(Errno::ENOSYS) => None,
-            Err(_) => return Err(Error::NotRunning),
+            Err(Errno::ESRCH) => return Err(Error::NotRunning),
+            Err(source) => {
+                let path = PathBuf::from(format!("/proc/{}", self.record.pid));
+                return Err(Error::file("pidfd_open", &path)(source.into()));
+            }
         };
         // Read after the descriptor is open: whatever happens to the pid now, the descriptor is of the right process.
-        if self.alive() {
+        if process::looks_alive(self.record.pid, self.record.start_time)? {
             Ok(pidfd)
         } else {
             Err(Error::NotRunning)
@@ -340,7 +363,7 @@ impl Container {
 #[derive(Debug)]
 pub struct Locked {
     container: Container,
-    _lock: Flock<File>,
+    _lock: Lock,
 }
 
 impl std::ops::Deref for Locked {
@@ -429,7 +452,7 @@ pub(super) fn remove_debris(dir: &Path, id: &str) -> Result<bool, Error> {
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(false),
         Err(error) => return Err(Error::file("open", dir)(error)),
     };
-    let _lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+    let _lock = match Lock::try_take(file) {
         Ok(locked) => locked,
         Err((_, Errno::EWOULDBLOCK)) => return Err(Error::Busy(id.into())),
         Err((_, errno)) => return Err(Error::file("flock", dir)(errno.into())),
@@ -452,15 +475,8 @@ fn open_dir(dir: &Path) -> std::io::Result<File> {
         .open(dir)
 }
 
-fn lock(file: File, dir: &Path) -> Result<Flock<File>, Error> {
-    let mut file = file;
-    loop {
-        match Flock::lock(file, FlockArg::LockExclusive) {
-            Ok(locked) => return Ok(locked),
-            Err((again, Errno::EINTR)) => file = again,
-            Err((_, errno)) => return Err(Error::file("flock", dir)(errno.into())),
-        }
-    }
+fn lock(file: File, dir: &Path) -> Result<Lock, Error> {
+    Lock::wait(file).map_err(|errno| Error::file("flock", dir)(errno.into()))
 }
 
 fn remove_dir(dir: &Path) -> Result<(), Error> {
@@ -617,10 +633,7 @@ mod tests {
         reservation.commit();
         let (stale, locked) = (store.open("c1").unwrap(), store.open("c1").unwrap().lock().unwrap());
         let other = open_dir(locked.dir()).unwrap();
-        assert!(matches!(
-            Flock::lock(other, FlockArg::LockExclusiveNonblock),
-            Err((_, Errno::EWOULDBLOCK))
-        ));
+        assert!(matches!(Lock::try_take(other), Err((_, Errno::EWOULDBLOCK))));
         remove_dir(locked.dir()).unwrap();
         drop(locked);
         assert!(matches!(stale.lock(), Err(Error::NotFound)));

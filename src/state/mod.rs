@@ -16,6 +16,7 @@
 //! a killed `create` left behind.
 
 mod container;
+mod lock;
 pub mod process;
 mod status;
 
@@ -86,7 +87,7 @@ impl Creator {
     /// The calling process.
     pub fn this_process() -> Result<Self, Error> {
         let pid = std::process::id() as i32;
-        let stat = process::Stat::read(pid).ok_or(Error::NoProc)?;
+        let stat = process::Stat::look(pid)?.ok_or(Error::NoProc)?;
         Ok(Self {
             pid,
             start_time: stat.start_time,

@@ -3,7 +3,9 @@
 use super::Error;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// What proc_pid_stat(5) says of a process.
@@ -16,9 +18,26 @@ pub struct Stat {
 }
 
 impl Stat {
-    /// Reads `/proc/PID/stat`; `None` if there is no such process.
+    /// Reads `/proc/PID/stat`; `None` if there is no such process, or none that can be read.
     pub fn read(pid: i32) -> Option<Self> {
-        Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        Self::look(pid).ok()?
+    }
+
+    /// As [`Stat::read`], but that nothing could be read (no descriptor, no memory left) is an error.
+    pub fn look(pid: i32) -> Result<Option<Self>, Error> {
+        let path = PathBuf::from(format!("/proc/{pid}/stat"));
+        let gone = |error: &std::io::Error| {
+            error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if gone(&error) => Ok(None),
+            Err(error) => Err(Error::file("read", &path)(error)),
+        }
+    }
+
+    fn is_of(self, start_time: u64) -> bool {
+        self.start_time == start_time && !matches!(self.state, 'Z' | 'X' | 'x')
     }
 
     pub(crate) fn parse(line: &str) -> Option<Self> {
@@ -30,10 +49,18 @@ impl Stat {
     }
 }
 
-/// Whether the process that had `pid` and `start_time` still runs. A zombie does not.
+/// Whether the process that had `pid` and `start_time` still runs. A zombie does not. One that can't be looked at does: what
+/// is taken for stopped may be deleted.
 pub fn alive(pid: i32, start_time: u64) -> bool {
-    pid > 0
-        && Stat::read(pid).is_some_and(|stat| stat.start_time == start_time && !matches!(stat.state, 'Z' | 'X' | 'x'))
+    looks_alive(pid, start_time).unwrap_or(true)
+}
+
+/// As [`alive`], for those to whom it matters that it is that very process.
+pub fn looks_alive(pid: i32, start_time: u64) -> Result<bool, Error> {
+    if pid <= 0 {
+        return Ok(false);
+    }
+    Ok(Stat::look(pid)?.is_some_and(|stat| stat.is_of(start_time)))
 }
 
 /// pidfd_open(2), Linux 5.3.
@@ -53,7 +80,7 @@ pub fn signal(pid: i32, start_time: u64, signal: i32) -> Result<(), Error> {
 fn signal_by(pidfd: Result<OwnedFd, Errno>, pid: i32, start_time: u64, signal: i32) -> Result<(), Error> {
     // The pidfd is open before the start time is read: if that is right, the descriptor is of the right process, whatever
     // happens to the pid afterwards.
-    if !alive(pid, start_time) {
+    if !looks_alive(pid, start_time)? {
         return Err(Error::NotRunning);
     }
     let (call, result) = match pidfd {
@@ -80,8 +107,11 @@ fn wait_gone_by(pidfd: Result<OwnedFd, Errno>, pid: i32, start_time: u64, timeou
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if !alive(pid, start_time) || left.is_zero() {
-            return !alive(pid, start_time);
+        if !alive(pid, start_time) {
+            return true;
+        }
+        if left.is_zero() {
+            return false;
         }
         // Without pidfds nothing tells of the end of a process that is not a child: then, and only then, look again and
         // again.
@@ -96,6 +126,8 @@ fn wait_gone_by(pidfd: Result<OwnedFd, Errno>, pid: i32, start_time: u64, timeou
             .collect();
         let step = PollTimeout::try_from(step.max(Duration::from_millis(1))).unwrap_or(PollTimeout::MAX);
         match nix::poll::poll(&mut fds, step) {
+            // It was of that process, or of one that has its pid since.
+            Ok(1..) => return true,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return !alive(pid, start_time),
         }

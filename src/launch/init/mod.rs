@@ -237,7 +237,7 @@ fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handl
         false => None,
     };
     // Last: that it succeeds tells that the process lived until now, so that what was opened by its pid is its own.
-    let lives = || state::process::alive(join.pid, join.start_time);
+    let lives = || state::process::looks_alive(join.pid, join.start_time).unwrap_or(false);
     match join.pidfd {
         Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds, lives)?,
         None => enter::join_process_each(join.pid, &join.kinds, lives)?,

@@ -1,7 +1,8 @@
 //! To whom init reports: the parent, and after `create` whoever calls `start`.
 
 use super::{Error, failed, inherit};
-use crate::launch::channel::{Channel, Message};
+use crate::launch::channel::{self, Channel, Message};
+use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -125,7 +126,12 @@ impl Report {
         };
         let told = self.say(&message).is_ok();
         // A parent that is gone is the parent's to explain.
-        if !told && !matches!(error, Error::Orphaned) {
+        let orphaned = match error {
+            Error::Orphaned => true,
+            Error::Channel(channel::Error::Call { errno, .. }) => matches!(errno, Errno::EPIPE | Errno::ECONNRESET),
+            _ => false,
+        };
+        if !told && !orphaned {
             complain(&format!("proa: {error}\n"));
         }
     }

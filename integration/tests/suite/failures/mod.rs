@@ -1,5 +1,10 @@
 //! What remains when something goes wrong: commands that are killed, that meet each other, that run out of space.
 
+pub mod exhausted;
+pub mod killed;
+pub mod refused;
+mod steps;
+
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -20,6 +25,7 @@ tests! {
     run_leaves_a_namesake_alone .once().only_proa();
     start_does_not_mind_a_container_that_was_deleted_meanwhile .once().not_for(&[(Kind::Runc, "runs them at create")]);
     start_leaves_the_socket_of_a_namesake .once().only_proa();
+    a_pid_file_that_was_half_written_is_no_obstacle .once().not_for(&[(Kind::Runc, "wants it removed")]);
     a_full_store_leaves_nothing .once().not_for(&[(Kind::Runc, "stores less")]);
     run_with_nowhere_to_write_still_ends .once().only_proa();
     run_ends_though_many_orphans_end_with_the_program .once();
@@ -184,6 +190,17 @@ fn start_leaves_the_socket_of_a_namesake(ctx: &Ctx) {
     container.verb(&["start"]).ok();
     assert_eq!(container.status(), "created");
     container.start();
+}
+
+/// What a create leaves that was killed just then.
+fn a_pid_file_that_was_half_written_is_no_obstacle(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]);
+    fs::write(ctx.dir.join(".pid"), "1").unwrap();
+    let path = ctx.dir.join("pid");
+    let container = ctx.create_with(&bundle, &["--pid-file", path.to_str().unwrap()]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), container.pid().to_string());
+    assert!(!ctx.dir.join(".pid").exists());
 }
 
 fn a_full_store_leaves_nothing(ctx: &Ctx) {
