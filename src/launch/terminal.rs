@@ -2,9 +2,10 @@
 
 use super::{Error, parent};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
+    socketpair,
 };
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -75,6 +76,32 @@ impl Offer {
         }
         Err(Error::InitGone)
     }
+}
+
+impl Offer {
+    /// Gives `master` to whoever shows the terminal; returns it if that is this process.
+    pub fn deliver(self, master: OwnedFd) -> Result<Option<OwnedFd>, Error> {
+        if self.ours.is_some() {
+            keep_newlines(master.as_fd())?;
+            return Ok(Some(master));
+        }
+        if let Some(socket) = self.for_init {
+            send_master(&socket, &master).map_err(Error::call("sendmsg of the terminal's master"))?;
+        }
+        Ok(None)
+    }
+}
+
+/// Sends a terminal's master over `socket`, as runc does: one message, the terminal's name with the descriptor.
+pub fn send_master(socket: &OwnedFd, master: &OwnedFd) -> Result<(), nix::errno::Errno> {
+    sendmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(b"/dev/ptmx")],
+        &[ControlMessage::ScmRights(&[master.as_raw_fd()])],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map(drop)
 }
 
 /// What the container prints passes our own terminal too, which makes a newline a new line; and where stdout is a pipe or a

@@ -13,6 +13,7 @@ mod console;
 mod copyup;
 mod devices;
 mod error;
+mod external;
 mod mounts;
 mod options;
 mod pivot;
@@ -27,6 +28,7 @@ mod tests;
 mod tree;
 
 pub use error::Error;
+pub use external::{External, keep_mounts_private, show_root};
 pub use options::known as known_options;
 pub use sources::open_sources;
 
