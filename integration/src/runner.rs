@@ -143,6 +143,7 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
                     .env(vars::NAME, test.name)
                     .env(vars::VIEW, view.name());
                 stage.env(vars::PROBE, &probe).env(vars::RUNTIME, &path);
+                stage.env("PATH", search_path());
                 one(stage, view, Duration::from_secs(test.seconds))
             });
             trials.push(trial.with_ignored_flag(ignored));
@@ -158,6 +159,13 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         );
     }
     Ok(libtest_mimic::run(&args, trials).exit_code())
+}
+
+/// `PATH`, with the CRIU that set-up fetched (`scripts/setup-criu`) before one that the system may have.
+fn search_path() -> std::ffi::OsString {
+    let mut path = std::ffi::OsString::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/criu/bin:"));
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    path
 }
 
 /// Runs one test to its end or its deadline, and looks at what it left on the host.

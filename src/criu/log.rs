@@ -5,7 +5,7 @@ use std::path::Path;
 /// How many lines before one with an error are shown with it.
 const BEFORE: usize = 5;
 
-/// Quotes what `path` says of errors to our log, as runc does, and returns the last of it.
+/// Quotes what `path` says of errors to our log, as runc does, and returns the last of them that tells a cause.
 pub fn quote(path: &Path) -> Option<String> {
     let text = match std::fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -23,7 +23,8 @@ pub fn quote(path: &Path) -> Option<String> {
     last
 }
 
-/// Each line with `Error`, numbered, and what goes before it; and the message of the last one.
+/// Each line with `Error`, numbered, and what goes before it; and the message of the last one, but for those that only say
+/// that something failed (`Dumping FAILED.`) or what could not be undone.
 fn errors(text: &str) -> (Vec<String>, Option<String>) {
     let lines: Vec<&str> = text.lines().collect();
     let (mut quoted, mut next, mut last) = (Vec::new(), 0, None);
@@ -38,8 +39,11 @@ fn errors(text: &str) -> (Vec<String>, Option<String>) {
             }
         }
         next = at + 1;
-        // Without the time stamp.
-        last = line.find("Error").map(|at| line[at..].to_owned());
+        let consequence = ["FAILED.", "cgroupd: recv", "Unable to umount"];
+        if !consequence.iter().any(|words| line.contains(words)) {
+            // Without the time stamp.
+            last = line.find("Error").map(|at| line[at..].to_owned());
+        }
     }
     (quoted, last)
 }
@@ -50,14 +54,15 @@ mod tests {
 
     #[test]
     fn errors_are_quoted_with_what_leads_to_them() {
-        let text = "(0.1) 1\n2\n3\n4\n5\n6\n(0.2) Error (x.c:1): first\n8\n\n10\n11\n12\n13\n14\n15\nError: second\n";
+        let text =
+            "(0.1) 1\n2\n3\n4\n5\n6\n(0.2) Error (x.c:1): first\n8\n\n10\n11\n12\n13\n14\n15\nError: Dumping FAILED.\n";
         let (quoted, last) = errors(text);
         assert_eq!(quoted[0], "2:2");
         assert_eq!(quoted[5], "7:(0.2) Error (x.c:1): first");
         assert_eq!(quoted[6], "...");
         assert_eq!(quoted[7], "11:11");
-        assert_eq!(quoted.last().unwrap(), "16:Error: second");
-        assert_eq!(last.unwrap(), "Error: second");
+        assert_eq!(quoted.last().unwrap(), "16:Error: Dumping FAILED.");
+        assert_eq!(last.unwrap(), "Error (x.c:1): first");
         assert_eq!(errors("fine\n"), (Vec::new(), None));
     }
 

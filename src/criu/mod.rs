@@ -43,14 +43,14 @@ pub enum Error {
     #[error("criu is missing features: [{0}]")]
     MissingFeature(&'static str),
     /// It failed, and says so.
-    #[error("criu failed: type {request} errno {errno}{message}", request = request.name())]
+    #[error("criu failed: type {request} errno {errno}", request = request.name())]
     Failed {
         /// What it answered.
         request: RequestType,
         /// An errno, or 0.
         errno: i32,
-        /// What it said, with a colon; mostly empty.
-        message: String,
+        /// The first error that it met, in its words.
+        message: Option<String>,
     },
     /// It failed after its answer.
     #[error("criu failed: {0}")]

@@ -131,11 +131,7 @@ impl Worker {
         Err(Error::Failed {
             request: response.r#type(),
             errno: response.cr_errno(),
-            message: if message.is_empty() {
-                String::new()
-            } else {
-                format!(": {message}")
-            },
+            message: Some(message.to_owned()).filter(|text| !text.is_empty()),
         })
     }
 

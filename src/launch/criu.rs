@@ -50,30 +50,42 @@ pub struct Directories {
 impl Directories {
     /// Opens them. The one for the images is made if it is to be written to, the one for the log in any case.
     pub fn open(options: &CriuOptions, log: &str, write: bool) -> Result<Self, Error> {
-        let open = |path: &Path, make: bool| -> Result<OwnedFd, Error> {
-            if make {
-                let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-                made.map_err(Error::path("mkdir", path))?;
-            }
-            use rustix::fs::{Mode, OFlags};
-            rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|errno| Error::path("open", path)(errno.into()))
+        let make = |path: &Path| {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+            made.map_err(Error::path("mkdir", path))
         };
-        let images = open(&options.image_path, write)?;
-        let work = options.work_path.as_deref().map(|path| open(path, true)).transpose()?;
+        if write {
+            make(&options.image_path)?;
+        }
+        if let Some(path) = &options.work_path {
+            make(path)?;
+        }
         let directory = options.work_path.as_ref().unwrap_or(&options.image_path);
         Ok(Self {
-            images,
-            work,
+            images: open(&options.image_path)?,
+            work: options.work_path.as_deref().map(open).transpose()?,
             log: directory.join(log),
         })
     }
 
-    /// CRIU's options as far as they are the same for both verbs. CRIU takes the descriptors from this process by number.
+    /// The same, for a CRIU in the mount namespace that this process is in by now: CRIU mounts things in them.
+    pub fn reopen(&self, options: &CriuOptions) -> Result<Self, Error> {
+        Ok(Self {
+            images: open(&options.image_path)?,
+            work: options.work_path.as_deref().map(open).transpose()?,
+            log: self.log.clone(),
+        })
+    }
+
+    /// Lets CRIU find them: by their numbers in this process.
+    pub fn name(&self, opts: &mut rpc::Options) {
+        opts.images_dir_fd = self.images.as_raw_fd();
+        opts.work_dir_fd = self.work.as_ref().map(AsRawFd::as_raw_fd);
+    }
+
+    /// CRIU's options as far as they are the same for both verbs.
     pub fn request(&self, options: &CriuOptions, config: &Config, log: &str) -> rpc::Options {
-        rpc::Options {
-            images_dir_fd: self.images.as_raw_fd(),
-            work_dir_fd: self.work.as_ref().map(AsRawFd::as_raw_fd),
+        let mut opts = rpc::Options {
             log_level: Some(4),
             log_file: Some(log.to_owned()),
             config_file: config_file(config),
@@ -91,15 +103,23 @@ impl Directories {
             // The network is the caller's to set up, before and after.
             empty_ns: Some(libc::CLONE_NEWNET as u32),
             ..rpc::Options::default()
-        }
+        };
+        self.name(&mut opts);
+        opts
     }
 
     /// Adds to a failure of CRIU's what its log says.
     pub fn explain(&self, error: Error) -> Error {
         match error {
             Error::Criu(error @ (criu::Error::Failed { .. } | criu::Error::Gone(_) | criu::Error::Status(_))) => {
+                // What CRIU answers is the first complaint of its log, and need not be the cause.
+                let said = match &error {
+                    criu::Error::Failed { message, .. } => message.clone(),
+                    _ => None,
+                };
+                let cause = log::quote(&self.log).or(said);
                 Error::CriuLog {
-                    cause: log::quote(&self.log).map_or(String::new(), |cause| format!(": {cause}")),
+                    cause: cause.map_or(String::new(), |cause| format!(": {cause}")),
                     log: self.log.clone(),
                     error,
                 }
@@ -107,6 +127,12 @@ impl Directories {
             other => other,
         }
     }
+}
+
+fn open(path: &Path) -> Result<OwnedFd, Error> {
+    use rustix::fs::{Mode, OFlags};
+    rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::path("open", path)(errno.into()))
 }
 
 /// CRIU's version, if it is one that can be spoken to.

@@ -26,7 +26,7 @@ use nix::unistd::Pid;
 use proa_executor::Hull;
 use proa_sys::clone::Child;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 const LOG: &str = "restore.log";
@@ -86,6 +86,8 @@ pub fn restore(
     let mut making = Making::default();
     let record = making.reserve(store, &config, &plan, &host)?;
     let restoring = Restoring {
+        criu,
+        directories: &directories,
         plan: &plan,
         config: &config,
         making: &mut making,
@@ -154,6 +156,8 @@ fn namespaces(plan: &Plan, version: u32, opts: &mut Options) -> Result<Vec<Owned
 
 /// A container that is being restored.
 struct Restoring<'a> {
+    criu: &'a CriuOptions,
+    directories: &'a Directories,
     plan: &'a Plan,
     config: &'a Config,
     making: &'a mut Making,
@@ -176,10 +180,12 @@ impl Restoring<'_> {
         let keep: Vec<RawFd> = namespaces.iter().map(AsRawFd::as_raw_fd).collect();
         // Nobody shows a terminal's streams before it is there.
         let stdio = !self.plan.process.terminal;
-        let mut worker = apart(|| {
+        let (mut worker, directories) = apart(|| {
             rootfs::show_root(self.plan.rootfs.root(), &root)?;
-            Ok(Worker::start(stdio, &keep)?)
+            let directories = self.directories.reopen(self.criu)?;
+            Ok((Worker::start(stdio, &keep)?, directories))
         })?;
+        directories.name(&mut opts);
         opts.cg_root = self.enter_cgroup(worker.pid())?;
         let request = Request {
             r#type: RequestType::Restore.into(),
@@ -280,6 +286,10 @@ impl Restoring<'_> {
         let Some(reservation) = &self.making.reservation else {
             return Err(Error::InitGone);
         };
+        if let Some(master) = &self.master {
+            // Not before: CRIU has given the terminal the modes that it had.
+            terminal::keep_newlines(master.as_fd())?;
+        }
         if let Some(config) = with_time_namespace(self.config, self.plan, pid)? {
             reservation.save_config(&config)?;
         }

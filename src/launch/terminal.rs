@@ -82,7 +82,6 @@ impl Offer {
     /// Gives `master` to whoever shows the terminal; returns it if that is this process.
     pub fn deliver(self, master: OwnedFd) -> Result<Option<OwnedFd>, Error> {
         if self.ours.is_some() {
-            keep_newlines(master.as_fd())?;
             return Ok(Some(master));
         }
         if let Some(socket) = self.for_init {
@@ -106,7 +105,7 @@ pub fn send_master(socket: &OwnedFd, master: &OwnedFd) -> Result<(), nix::errno:
 
 /// What the container prints passes our own terminal too, which makes a newline a new line; and where stdout is a pipe or a
 /// file, it gets what the program wrote. So the container's terminal leaves newlines alone, as with runc.
-fn keep_newlines(master: BorrowedFd<'_>) -> Result<(), Error> {
+pub fn keep_newlines(master: BorrowedFd<'_>) -> Result<(), Error> {
     let failed = |errno: rustix::io::Errno| Error::Call {
         call: "tcsetattr(terminal, -ONLCR)".into(),
         errno: nix::errno::Errno::from_raw(errno.raw_os_error()),

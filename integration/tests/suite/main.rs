@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cgroups;
+mod checkpoint;
 mod exec;
 mod failures;
 mod fallbacks;
@@ -37,6 +38,7 @@ fn main() -> std::process::ExitCode {
         fds::tests(),
         exec::tests(),
         failures::tests(),
+        checkpoint::all(),
         notify::tests(),
         cgroups::tests(),
         rootless::tests(),
