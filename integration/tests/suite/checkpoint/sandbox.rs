@@ -195,8 +195,9 @@ fn a_joined_network_namespace_is_joined_again(ctx: &Ctx) {
 
 fn a_joined_pid_namespace_is_joined_again(ctx: &Ctx) {
     let holder = ctx.bundle();
+    // Its first process has to reap, or the ids of the dead stay taken.
     holder
-        .sh("echo up > /up; exec sleep 1000")
+        .sh("echo up > /up; while :; do sleep 0.02; done")
         .set("/root/readonly", json!(false));
     let holder = start(ctx, &holder);
     // The ids just after the holder's are those that helpers of CRIU's get in the namespace.
