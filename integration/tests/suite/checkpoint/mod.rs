@@ -20,7 +20,8 @@ tests! {
     paused_container_can_be_checkpointed;
     restored_container_has_its_limits .views(&[View::Hybrid, View::V1, View::Systemd]);
     container_is_restored_into_another_cgroup;
-    cgroups_are_managed_by_criu_unless_told_otherwise .views(&[View::Hybrid, View::V1]);
+    // On v1 alone CRIU 4.2 wants to restore what it saved of the cgroup2 that is mounted elsewhere, and fails.
+    cgroups_are_managed_by_criu_unless_told_otherwise .views(&[View::Hybrid]);
     clocks_of_exec_are_those_of_the_restored_container .once();
 }
 
@@ -49,6 +50,10 @@ fn bundle(ctx: &Ctx) -> Bundle {
 
 /// Starts a container whose standard streams are `/dev/null`: a file of the host's would be unknown to CRIU.
 fn start<'a>(ctx: &'a Ctx, bundle: &Bundle) -> Container<'a> {
+    if ctx.view.has_systemd() && fs::write("/proc/sys/kernel/hostname", "here").is_err() {
+        // It is read-only for systemd's sake; CRIU restores what is the container's in it.
+        nix::mount::umount("/proc/sys").unwrap();
+    }
     let container = ctx.container(bundle);
     let dir = bundle.dir.to_str().unwrap();
     let call = ctx.call(&["run", "--detach", "--bundle", dir, &container.id]);
