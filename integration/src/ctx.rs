@@ -25,6 +25,8 @@ pub struct Ctx {
     pub subject: Subject,
     /// The static helper program, for use on the host's side.
     pub probe: PathBuf,
+    /// The static program that attackers run, beside the probe.
+    pub attack: PathBuf,
     tag: String,
     count: Cell<u32>,
     mounts_before: Vec<String>,
@@ -42,6 +44,7 @@ impl Ctx {
             dir,
             view,
             subject,
+            attack: probe.with_file_name("attack"),
             probe,
             tag,
             count: Cell::new(0),
@@ -404,14 +407,7 @@ impl Call {
 
     /// Starts the call and leaves it running.
     pub fn spawn(self) -> Running {
-        // A container that tries to open the runtime for writing is refused by the read-only mount, yet counts as a writer
-        // for an instant in which the file can't be executed (docs/decisions/0004): with ETXTBSY it is tried again.
-        let child = loop {
-            match self.command().spawn() {
-                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
-                other => break other.expect("the runtime starts"),
-            }
-        };
+        let child = self.command().spawn().expect("the runtime starts");
         Running { child, call: self }
     }
 
@@ -601,6 +597,14 @@ impl Container<'_> {
         self.stdio
             .as_ref()
             .map(|(out, _)| fs::read_to_string(out).unwrap_or_default())
+            .unwrap_or_default()
+    }
+
+    /// What it has written to stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stdio
+            .as_ref()
+            .map(|(_, err)| fs::read_to_string(err).unwrap_or_default())
             .unwrap_or_default()
     }
 

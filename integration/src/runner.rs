@@ -129,6 +129,7 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         .map_err(|e| format!("/proc/self/exe: {e}"))?
         .with_file_name("helpers");
     let probe = host::compile_helper("probe", &helpers)?;
+    host::compile_helper("attack", &helpers)?;
     let mut trials = Vec::new();
     for view in views.iter().copied() {
         let applies = |t: &&Test| t.views.contains(&view) && (!t.once || view == views[0]);

@@ -9,6 +9,10 @@ mod arch;
 mod bpf;
 mod compile;
 mod enosys;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+#[cfg(any(test, fuzzing))]
+mod interpreter;
 #[cfg(test)]
 mod tests;
 

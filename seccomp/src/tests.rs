@@ -1,8 +1,9 @@
 //! The compiled programs are run by a small interpreter of our own, on several architectures; one is installed for real.
 
 use crate::arch;
-use crate::bpf::{IF_BITS, IF_EQUAL, IF_GREATER, Instruction, JUMP, LOAD, RETURN};
+use crate::bpf::{Instruction, RETURN};
 use crate::enosys::{self, RETURN_ENOSYS, Section, X32_BIT};
+use crate::interpreter::{Call, run};
 use crate::{Compiled, Error, Program, compile};
 use libseccomp::{ScmpArch, ScmpSyscall};
 use oci_spec::runtime::LinuxSeccomp;
@@ -10,52 +11,6 @@ use oci_spec::runtime::LinuxSeccomp;
 const ALLOW: u32 = 0x7fff_0000;
 const KILL_THREAD: u32 = 0;
 const EPERM: u32 = 0x0005_0001;
-
-/// `struct seccomp_data`.
-#[derive(Clone, Copy, Default)]
-struct Call {
-    number: u32,
-    architecture: u32,
-    args: [u64; 6],
-}
-
-impl Call {
-    fn word(&self, offset: u32) -> u32 {
-        let mut data = [0u8; 64];
-        data[..4].copy_from_slice(&self.number.to_ne_bytes());
-        data[4..8].copy_from_slice(&self.architecture.to_ne_bytes());
-        for (index, arg) in self.args.iter().enumerate() {
-            data[16 + 8 * index..][..8].copy_from_slice(&arg.to_ne_bytes());
-        }
-        let offset = offset as usize;
-        u32::from_ne_bytes(data[offset..offset + 4].try_into().unwrap())
-    }
-}
-
-/// What the kernel would do: runs `program` on `call`. Panics where the kernel would have refused the program.
-fn run(program: &[u8], call: Call) -> u32 {
-    let program: Vec<Instruction> = program
-        .chunks_exact(Instruction::SIZE)
-        .map(Instruction::decode)
-        .collect();
-    let (mut accumulator, mut at) = (0u32, 0usize);
-    loop {
-        let Instruction { code, jt, jf, k } = program[at];
-        at += 1;
-        let branch = |condition| usize::from(if condition { jt } else { jf });
-        match code {
-            LOAD => accumulator = call.word(k),
-            0x54 => accumulator &= k,
-            JUMP => at += k as usize,
-            IF_EQUAL => at += branch(accumulator == k),
-            IF_GREATER => at += branch(accumulator > k),
-            0x35 => at += branch(accumulator >= k),
-            IF_BITS => at += branch(accumulator & k != 0),
-            RETURN => return k,
-            other => panic!("instruction {:#x} at {}", other, at - 1),
-        }
-    }
-}
 
 fn profile(json: serde_json::Value) -> LinuxSeccomp {
     serde_json::from_value(json).expect("a profile")

@@ -248,7 +248,7 @@ impl Emulator {
         self.default_allow && self.exceptions.is_empty()
     }
 
-    fn apply(&mut self, rule: &Rule) -> Result<(), Error> {
+    pub fn apply(&mut self, rule: &Rule) -> Result<(), Error> {
         match rule.device {
             None => {
                 *self = Self {

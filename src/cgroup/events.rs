@@ -192,3 +192,30 @@ impl AsFd for OomEvents {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn v2_tells_each_kill_once_and_the_end() {
+        let dir = std::env::temp_dir().join(format!("proa-events-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let write = |file: &str, text: &str| fs::write(dir.join(file), text).unwrap();
+        write("memory.events", "low 0\noom 1\noom_kill 1\n");
+        write("cgroup.events", "populated 1\nfrozen 0\n");
+        let mut events = OomEvents {
+            source: v2(dir.clone()).unwrap(),
+        };
+        assert_eq!(events.next().unwrap(), OomEvent::Nothing, "what was before is no news");
+        write("memory.events", "low 5\noom 2\noom_kill 1\n");
+        assert_eq!(events.next().unwrap(), OomEvent::Nothing, "nobody was killed");
+        write("memory.events", "low 5\noom 3\noom_kill 2\n");
+        assert_eq!(events.next().unwrap(), OomEvent::Oom);
+        assert_eq!(events.next().unwrap(), OomEvent::Nothing);
+        write("cgroup.events", "populated 0\nfrozen 0\n");
+        assert_eq!(events.next().unwrap(), OomEvent::Ended);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}

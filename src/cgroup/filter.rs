@@ -27,7 +27,7 @@ const BLOCK: i32 = 1;
 const CHAR: i32 = 2;
 
 /// `BPF_DEVCG_ACC_*` of linux/bpf.h.
-fn access_bits(access: Access) -> i32 {
+pub(super) fn access_bits(access: Access) -> i32 {
     [(Access::MKNOD, 1), (Access::READ, 2), (Access::WRITE, 4)]
         .into_iter()
         .filter(|(mode, _)| access.contains(*mode))
@@ -69,8 +69,14 @@ pub(super) fn program(emulator: &Emulator) -> Vec<Insn> {
             block.push(Insn::new(JNE_REG, 1, 3, 0, 0));
         }
         for (register, number) in [(4, device.major), (5, device.minor)] {
-            if let Some(number) = number {
-                block.push(Insn::new(JNE_IMM, register, 0, 0, number.cast_signed()));
+            match number.map(u32::cast_signed) {
+                None => {}
+                Some(number @ 0..) => block.push(Insn::new(JNE_IMM, register, 0, 0, number)),
+                // An immediate is extended by its sign, the number in the register by zeros.
+                Some(number) => {
+                    block.push(Insn::new(MOV32_IMM, 1, 0, 0, number));
+                    block.push(Insn::new(JNE_REG, register, 1, 0, 0));
+                }
             }
         }
         block.push(Insn::new(MOV32_IMM, 0, 0, 0, i32::from(!emulator.default_allow)));
@@ -92,42 +98,43 @@ pub(super) fn program(emulator: &Emulator) -> Vec<Insn> {
 /// `BPF_JMP | BPF_JA`.
 const SKIP: u8 = 0x05;
 
+/// Runs a program on an access, as the kernel would.
+#[cfg(any(test, fuzzing))]
+pub(super) fn run(program: &[Insn], kind: i32, access: i32, major: u32, minor: u32) -> bool {
+    let context = [(access.cast_unsigned() << 16) | kind.cast_unsigned(), major, minor];
+    let mut registers = [0u64; 11];
+    let mut at = 0usize;
+    loop {
+        let insn = program[at];
+        let (dst, src) = (usize::from(insn.dst()), usize::from(insn.src()));
+        let imm = insn.imm.cast_unsigned();
+        at += 1;
+        let low = |value: u64| value as u32;
+        let mut jump = |taken: bool| {
+            if taken {
+                at = at.checked_add_signed(insn.off.into()).unwrap();
+            }
+        };
+        match insn.code {
+            LOAD_WORD => registers[dst] = context[usize::try_from(insn.off).unwrap() / 4].into(),
+            AND32_IMM => registers[dst] = (low(registers[dst]) & imm).into(),
+            RSH32_IMM => registers[dst] = (low(registers[dst]) >> imm).into(),
+            MOV32_REG => registers[dst] = low(registers[src]).into(),
+            MOV32_IMM => registers[dst] = imm.into(),
+            // The immediate of a 64 bit comparison is sign-extended.
+            JNE_IMM => jump(registers[dst] != i64::from(insn.imm).cast_unsigned()),
+            JNE_REG => jump(registers[dst] != registers[src]),
+            SKIP => jump(true),
+            EXIT => return registers[0] != 0,
+            code => panic!("operation {code:#x}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::devices::{Rule, default_rules};
     use super::*;
-
-    /// Runs a program on an access, as the kernel would.
-    fn run(program: &[Insn], kind: i32, access: i32, major: u32, minor: u32) -> bool {
-        let context = [(access.cast_unsigned() << 16) | kind.cast_unsigned(), major, minor];
-        let mut registers = [0u64; 11];
-        let mut at = 0usize;
-        loop {
-            let insn = program[at];
-            let (dst, src) = (usize::from(insn.dst()), usize::from(insn.src()));
-            let imm = insn.imm.cast_unsigned();
-            at += 1;
-            let low = |value: u64| value as u32;
-            let mut jump = |taken: bool| {
-                if taken {
-                    at = at.checked_add_signed(insn.off.into()).unwrap();
-                }
-            };
-            match insn.code {
-                LOAD_WORD => registers[dst] = context[usize::try_from(insn.off).unwrap() / 4].into(),
-                AND32_IMM => registers[dst] = (low(registers[dst]) & imm).into(),
-                RSH32_IMM => registers[dst] = (low(registers[dst]) >> imm).into(),
-                MOV32_REG => registers[dst] = low(registers[src]).into(),
-                MOV32_IMM => registers[dst] = imm.into(),
-                // The immediate of a 64 bit comparison is sign-extended.
-                JNE_IMM => jump(registers[dst] != i64::from(insn.imm).cast_unsigned()),
-                JNE_REG => jump(registers[dst] != registers[src]),
-                SKIP => jump(true),
-                EXIT => return registers[0] != 0,
-                code => panic!("operation {code:#x}"),
-            }
-        }
-    }
 
     const MKNOD: i32 = 1;
     const READ: i32 = 2;
@@ -172,6 +179,14 @@ mod tests {
         assert!(run(&program, BLOCK, WRITE, 8, 1));
         assert!(!run(&program, BLOCK, WRITE, 8, 0));
         assert!(!run(&program, BLOCK, READ | WRITE, 8, 0));
+    }
+
+    #[test]
+    fn numbers_beyond_the_largest_signed_one_match() {
+        let program = program(&Emulator::parse("c 2147483648:4294967295 rwm").unwrap());
+        assert!(run(&program, CHAR, READ, 1 << 31, u32::MAX));
+        assert!(!run(&program, CHAR, READ, 1 << 31, 0));
+        assert!(!run(&program, CHAR, READ, 0, u32::MAX));
     }
 
     #[test]

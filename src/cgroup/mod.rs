@@ -15,6 +15,8 @@ mod events;
 mod file;
 mod filter;
 mod freezer;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod limits;
 mod mounts;
 mod paths;

@@ -1,6 +1,7 @@
 //! What `events --stats` prints: the shape of runc's `types/events.go`, names and omissions included. (What is marked
-//! `omitempty` there is left out when it is 0 or has no elements; Go never leaves out a structure.)
+//! `omitempty` there is left out when it is 0 or has no elements. Structures are all there, as before runc 1.4.)
 
+use super::file::{Dir, keyed, number};
 use super::{Cgroup, Error, stats_v1, stats_v2};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ pub struct Stats {
     /// By page size, e.g. `2MB`.
     pub hugetlb: BTreeMap<String, Hugetlb>,
     /// Filled by who knows the container's resctrl group.
-    pub intel_rdt: serde_json::Map<String, serde_json::Value>,
+    pub intel_rdt: crate::process::rdt::Stats,
     /// `null`, as in runc, which knows only interfaces that it made itself.
     pub network_interfaces: Option<Vec<serde_json::Value>>,
 }
@@ -187,6 +188,41 @@ pub struct PsiData {
     pub avg60: f64,
     pub avg300: f64,
     pub total: u64,
+}
+
+impl Throttling {
+    /// From `cpu.stat`, in which v1 counts nanoseconds and v2 microseconds.
+    pub(super) fn parse(text: &str) -> Self {
+        let get = |key| keyed(text, key);
+        let time = get("throttled_time").or_else(|| get("throttled_usec").map(|time| time * 1000));
+        Self {
+            periods: get("nr_periods").unwrap_or(0),
+            throttled_periods: get("nr_throttled").unwrap_or(0),
+            throttled_time: time.unwrap_or(0),
+        }
+    }
+}
+
+impl Pids {
+    /// From the controller's files, which are the same on v1 and v2; `None` without it.
+    pub(super) fn read(dir: Dir<'_>) -> Result<Option<Self>, Error> {
+        let Some(current) = dir.number_if_any("pids.current")? else {
+            return Ok(None);
+        };
+        let max = dir.number_if_any("pids.max")?.filter(|max| *max != u64::MAX);
+        Ok(Some(Self {
+            current,
+            limit: max.unwrap_or(0),
+        }))
+    }
+}
+
+/// A flat keyed file (`memory.stat`).
+pub(super) fn flat(text: &str) -> BTreeMap<String, u64> {
+    let pairs = text.lines().filter_map(|line| line.split_once(' '));
+    pairs
+        .filter_map(|(key, value)| Some((key.to_owned(), number(value)?)))
+        .collect()
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -1,7 +1,7 @@
 //! [`Stats`] from the files of cgroup v1.
 
 use super::file::{Dir, number};
-use super::stats::{BlkioEntry, CpuUsage, Hugetlb, MemoryEntry, Stats, huge_page_sizes};
+use super::stats::{BlkioEntry, CpuUsage, Hugetlb, MemoryEntry, Pids, Stats, Throttling, flat, huge_page_sizes};
 use super::{Cgroup, Error};
 
 /// `cpuacct.stat` counts in USER_HZ, which is 100 on every architecture that Linux runs containers on.
@@ -19,21 +19,13 @@ pub(super) fn read(cgroup: &Cgroup) -> Result<Stats, Error> {
     }
     if let Some(dir) = dir("cpu") {
         let text = dir.text_if_any("cpu.stat")?.unwrap_or_default();
-        let get = |key| super::file::keyed(&text, key).unwrap_or(0);
-        let throttling = &mut stats.cpu.throttling;
-        throttling.periods = get("nr_periods");
-        throttling.throttled_periods = get("nr_throttled");
-        throttling.throttled_time = get("throttled_time");
+        stats.cpu.throttling = Throttling::parse(&text);
     }
     if let Some(dir) = dir("cpuacct") {
         stats.cpu.usage = cpuacct(dir)?;
     }
     if let Some(dir) = dir("pids") {
-        stats.pids.current = dir.number_if_any("pids.current")?.unwrap_or(0);
-        stats.pids.limit = dir
-            .number_if_any("pids.max")?
-            .filter(|max| *max != u64::MAX)
-            .unwrap_or(0);
+        stats.pids = Pids::read(dir)?.unwrap_or_default();
     }
     if let Some(dir) = dir("blkio") {
         blkio(dir, &mut stats)?;
@@ -96,13 +88,7 @@ fn memory(dir: Dir<'_>, stats: &mut Stats) -> Result<(), Error> {
         return Ok(());
     };
     let memory = &mut stats.memory;
-    memory.raw = text
-        .lines()
-        .filter_map(|line| {
-            line.split_once(' ')
-                .and_then(|(key, value)| Some((key.to_owned(), number(value)?)))
-        })
-        .collect();
+    memory.raw = flat(&text);
     memory.cache = memory.raw.get("cache").copied().unwrap_or(0);
     let entry = |prefix: &str| -> Result<MemoryEntry, Error> {
         let get = |name: &str| {
@@ -199,7 +185,7 @@ fn blkio(dir: Dir<'_>, stats: &mut Stats) -> Result<(), Error> {
 }
 
 /// Lines `MAJOR:MINOR [OPERATION] VALUE`; the total over all devices is left out.
-fn blkio_entries(text: &str) -> Option<Vec<BlkioEntry>> {
+pub(super) fn blkio_entries(text: &str) -> Option<Vec<BlkioEntry>> {
     let mut entries = Vec::new();
     for line in text.lines() {
         let fields: Vec<&str> = line.split([' ', ':']).filter(|field| !field.is_empty()).collect();

@@ -1,8 +1,8 @@
 //! [`Stats`] from the files of cgroup v2, in v1's terms, as callers of runc expect.
 
 use super::Error;
-use super::file::{Dir, keyed, number};
-use super::stats::{BlkioEntry, Hugetlb, MemoryEntry, Psi, PsiData, Stats, huge_page_sizes};
+use super::file::{Dir, keyed};
+use super::stats::{BlkioEntry, Hugetlb, MemoryEntry, Pids, Psi, PsiData, Stats, Throttling, flat, huge_page_sizes};
 use std::path::Path;
 
 /// Reads all controllers that the container has.
@@ -21,12 +21,8 @@ pub(super) fn read(path: &Path) -> Result<Stats, Error> {
 }
 
 fn pids(dir: Dir<'_>, stats: &mut Stats) -> Result<(), Error> {
-    if let Some(current) = dir.number_if_any("pids.current")? {
-        stats.pids.current = current;
-        stats.pids.limit = dir
-            .number_if_any("pids.max")?
-            .filter(|max| *max != u64::MAX)
-            .unwrap_or(0);
+    if let Some(pids) = Pids::read(dir)? {
+        stats.pids = pids;
         return Ok(());
     }
     // Without the controller processes are counted, not tasks.
@@ -43,13 +39,7 @@ fn memory(dir: Dir<'_>, stats: &mut Stats) -> Result<(), Error> {
         return Ok(());
     };
     let memory = &mut stats.memory;
-    memory.raw = text
-        .lines()
-        .filter_map(|line| {
-            line.split_once(' ')
-                .and_then(|(key, value)| Some((key.to_owned(), number(value)?)))
-        })
-        .collect();
+    memory.raw = flat(&text);
     memory.cache = memory.raw.get("file").copied().unwrap_or(0);
     let entry = |prefix: &str| -> Result<Option<MemoryEntry>, Error> {
         let get = |name: &str| dir.number_if_any(&format!("{prefix}.{name}"));
@@ -82,13 +72,11 @@ fn cpu(dir: Dir<'_>, stats: &mut Stats) -> Result<(), Error> {
         return Ok(());
     };
     let get = |key| keyed(&text, key).unwrap_or(0);
-    let (usage, throttling) = (&mut stats.cpu.usage, &mut stats.cpu.throttling);
+    let usage = &mut stats.cpu.usage;
     usage.total = get("usage_usec") * 1000;
     usage.user = get("user_usec") * 1000;
     usage.kernel = get("system_usec") * 1000;
-    throttling.periods = get("nr_periods");
-    throttling.throttled_periods = get("nr_throttled");
-    throttling.throttled_time = get("throttled_usec") * 1000;
+    stats.cpu.throttling = Throttling::parse(&text);
     Ok(())
 }
 
@@ -100,7 +88,7 @@ fn io(dir: Dir<'_>, stats: &mut Stats) -> Result<(), Error> {
 }
 
 /// `8:0 rbytes=1 wbytes=2 rios=3 wios=4 …`
-fn io_line(line: &str, stats: &mut Stats) -> Option<()> {
+pub(super) fn io_line(line: &str, stats: &mut Stats) -> Option<()> {
     let (device, figures) = line.split_once(' ')?;
     let (major, minor) = device.split_once(':')?;
     let (major, minor) = (major.parse().ok()?, minor.parse().ok()?);
@@ -160,7 +148,7 @@ fn pressure(dir: Dir<'_>, file: &str) -> Result<Option<Psi>, Error> {
     })
 }
 
-fn parse_pressure(text: &str) -> Option<Psi> {
+pub(super) fn parse_pressure(text: &str) -> Option<Psi> {
     let mut psi = Psi::default();
     for line in text.lines() {
         let mut fields = line.split(' ');

@@ -379,7 +379,13 @@ pub(super) fn devices(dir: &Path, rules: &[Rule], fresh: bool) -> Result<(), Err
                 errno,
             })
     };
-    let steps = current.transition(&target);
+    let mut steps = current.transition(&target);
+    // devices.list is then in config.json's order ("The runtime MUST apply entries in the listed order"): the default first,
+    // and what no rule names, which can only be taken back.
+    steps.sort_by_key(|step| {
+        let listed = rules.iter().position(|rule| rule.device == step.device);
+        (step.device.is_some(), listed)
+    });
     let (allow, deny) = (open("devices.allow")?, open("devices.deny")?);
     for rule in steps {
         let (fd, path) = if rule.allow { &allow } else { &deny };

@@ -13,6 +13,9 @@ use proa_sys::bpf;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+#[cfg(test)]
+mod tests;
+
 /// Applies every limit but the device rules. runc's order: first what is least likely to fail for lack of a controller.
 pub(super) fn apply(path: &Path, limits: &Limits) -> Result<(), Error> {
     let dir = Dir(path);
@@ -297,21 +300,29 @@ pub(super) fn check_type(leaf: &Path, limits: &Limits) -> Result<(), Error> {
 
 /// Huge page limits on a hybrid host whose hugetlb controller is in the v2 hierarchy.
 pub(super) fn hybrid_hugetlb(unified: &Path, limits: &Limits) -> Result<(), Error> {
-    let parent = unified.parent().map(|parent| parent.join("cgroup.subtree_control"));
-    if !Dir(unified).text("cgroup.controllers")?.contains("hugetlb")
-        && let Some(path) = parent
-    {
-        file::write(&path, "+hugetlb").map_err(|errno| {
-            let (field, value) = ("linux.resources.hugepageLimits", "+hugetlb".to_owned());
-            Error::Write {
-                field,
-                path,
-                value,
-                errno,
-            }
-        })?;
-    }
+    enable_hugetlb(unified)?;
     hugetlb(Dir(unified), ".max", limits)
+}
+
+/// Gives `cgroup` the controller, from the lowest cgroup above it that has it on down.
+fn enable_hugetlb(cgroup: &Path) -> Result<(), Error> {
+    let has = Dir(cgroup).text("cgroup.controllers")?;
+    let above = cgroup.parent().filter(|above| Dir(above).has("cgroup.controllers"));
+    // Not even the hierarchy's root has it: then the limit's file is what is missed, by name.
+    let Some(above) = above.filter(|_| !has.split(' ').any(|name| name == "hugetlb")) else {
+        return Ok(());
+    };
+    enable_hugetlb(above)?;
+    let path = above.join("cgroup.subtree_control");
+    file::write(&path, "+hugetlb").map_err(|errno| {
+        let (field, value) = ("linux.resources.hugepageLimits", "+hugetlb".to_owned());
+        Error::Write {
+            field,
+            path,
+            value,
+            errno,
+        }
+    })
 }
 
 /// Loads the device rules as a program and attaches it. `fresh`: the cgroup is new and has none yet.

@@ -7,13 +7,24 @@ use super::dbus::Value;
 
 /// Parses all of `text`; `None` if it is not a value of that format.
 pub(super) fn parse(text: &str) -> Option<Value> {
-    let mut parser = Parser { rest: text.trim() };
+    let mut parser = Parser {
+        rest: text.trim(),
+        depth: 0,
+    };
     let value = parser.value(None)?;
     parser.rest.trim().is_empty().then_some(value)
 }
 
+/// As deep as containers may lie in each other in a D-Bus message (D-Bus specification, "Message Protocol"): 32 arrays and 32
+/// structures. What is deeper could only be refused by systemd, and would first take all of the stack here.
+const MAX_DEPTH: usize = 64;
+
+/// The length of a signature is one byte.
+const MAX_SIGNATURE: usize = 255;
+
 struct Parser<'a> {
     rest: &'a str,
+    depth: usize,
 }
 
 impl<'a> Parser<'a> {
@@ -42,6 +53,16 @@ impl<'a> Parser<'a> {
 
     /// A value, of the type with this signature if one is wanted.
     fn value(&mut self, wanted: Option<&str>) -> Option<Value> {
+        if self.depth > MAX_DEPTH {
+            return None;
+        }
+        self.depth += 1;
+        let value = self.value_here(wanted);
+        self.depth -= 1;
+        value.filter(|value| value.signature().len() <= MAX_SIGNATURE)
+    }
+
+    fn value_here(&mut self, wanted: Option<&str>) -> Option<Value> {
         self.rest = self.rest.trim_start();
         if self.eat("@") {
             let end = self.rest.find(char::is_whitespace)?;
@@ -209,6 +230,17 @@ mod tests {
             parse("(1, 'x')"),
             Some(Value::Struct(vec![Value::I32(1), Value::str("x")]))
         );
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let nested = |depth: usize| format!("{}1{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(parse(&nested(32)).is_some());
+        assert_eq!(parse(&nested(100_000)), None);
+        assert_eq!(parse(&"uint64 ".repeat(100_000)), None);
+        assert_eq!(parse(&format!("({})", "1,".repeat(300))), None);
+        assert_eq!(parse(&format!("<({})>", "1,".repeat(300))), None);
+        assert_eq!(parse(&"@s ".repeat(100_000)), None);
     }
 
     #[test]

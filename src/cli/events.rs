@@ -1,7 +1,7 @@
 //! `proa events`.
 
 use super::{Error, Globals, print, units};
-use crate::cgroup::{OomEvent, OomEvents};
+use crate::cgroup::{Cgroup, OomEvent, OomEvents, Stats};
 use crate::state::{Action, Container, process};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
@@ -30,6 +30,9 @@ pub enum EventsError {
     /// Worded as runc words it.
     #[error("duration interval must be greater than 0")]
     Interval,
+    /// The resource group can't be read.
+    #[error(transparent)]
+    Rdt(crate::process::Error),
     /// The kernel gives no timer, or no poll.
     #[error("{call}: {source}")]
     Call {
@@ -61,9 +64,18 @@ pub(super) fn run(globals: &Globals, args: EventsArgs) -> Result<u8, Error> {
     }
     container.require(Action::Events)?;
     if args.stats {
-        return emit("stats", container.id(), Some(container.cgroup()?.stats()?));
+        return emit("stats", container.id(), Some(stats(&container, &container.cgroup()?)?));
     }
     watch(&container, args.interval)
+}
+
+/// What the cgroup, and the resctrl group if there is one, says.
+fn stats(container: &Container, cgroup: &Cgroup) -> Result<Stats, Error> {
+    let mut stats = cgroup.stats()?;
+    if let Some((resctrl, group)) = container.rdt()? {
+        stats.intel_rdt = resctrl.stats(&group).map_err(EventsError::Rdt)?;
+    }
+    Ok(stats)
 }
 
 fn emit<T: Serialize>(kind: &'static str, id: &str, data: Option<T>) -> Result<u8, Error> {
@@ -100,7 +112,7 @@ fn watch(container: &Container, interval: Duration) -> Result<u8, Error> {
                 call: "read(timerfd)",
                 source,
             })?;
-            match cgroup.stats() {
+            match stats(container, &cgroup) {
                 Ok(stats) => drop(emit("stats", container.id(), Some(stats))?),
                 // The cgroup may go while the container ends; anything else is told and tried again.
                 Err(error) => tracing::error!("{error}"),

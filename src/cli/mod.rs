@@ -119,8 +119,19 @@ impl Error {
     fn status(&self) -> u8 {
         match self {
             Self::Exec(_) => 255,
+            // What the program that could not be executed ends with under runc.
+            Self::Run(cause) if matches!(**cause, Self::Launch(launch::Error::Unexecutable { .. })) => 255,
             Self::UnknownVerb(_) => 3,
             _ => 1,
+        }
+    }
+
+    /// Whether the cause stands on stderr already.
+    fn is_told(&self) -> bool {
+        match self {
+            Self::Run(cause) | Self::Exec(cause) => cause.is_told(),
+            Self::Launch(launch::Error::Unexecutable { told, .. }) => *told,
+            _ => false,
         }
     }
 
@@ -189,8 +200,11 @@ fn report(error: &Error) {
         // These can come before the log is set up; then it is stderr.
         logging::init(None, logging::Format::Text, false).ok();
     }
-    tracing::error!("{error}");
-    if logging::to_file() {
+    let (file, told) = (logging::to_file(), error.is_told());
+    if file || !told {
+        tracing::error!("{error}");
+    }
+    if file && !told {
         eprintln!("{error}");
     }
 }

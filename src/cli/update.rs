@@ -5,7 +5,8 @@
 //! and rewriting device rules would undo what a device plugin added.
 
 use super::{Error, Globals, units};
-use crate::state::Action;
+use crate::process::rdt::{Group, Resctrl};
+use crate::state::{Action, Locked};
 use oci_spec::runtime::LinuxResources;
 use serde_json::{Map, Value, json};
 use std::io::Read;
@@ -104,7 +105,7 @@ pub enum UpdateError {
         source: serde_json::Error,
     },
     /// The container's configuration and the request together make no sense.
-    #[error("linux.resources of the stored config.json: {0}")]
+    #[error("linux.resources or linux.intelRdt of the stored config.json: {0}")]
     Merged(#[source] serde_json::Error),
     /// `--l3-cache-schema`.
     #[error("Intel RDT/CAT: l3 cache schema is not enabled")]
@@ -112,6 +113,12 @@ pub enum UpdateError {
     /// `--mem-bw-schema`.
     #[error("Intel RDT/MBA: memory bandwidth schema is not enabled")]
     MemoryBandwidth,
+    /// The container has no `linux.intelRdt`.
+    #[error("updating a non-existent Intel RDT configuration is not supported")]
+    NoRdt,
+    /// The resource group can't be set.
+    #[error(transparent)]
+    Rdt(crate::process::Error),
 }
 
 pub(super) fn run(globals: &Globals, args: UpdateArgs) -> Result<u8, Error> {
@@ -119,17 +126,30 @@ pub(super) fn run(globals: &Globals, args: UpdateArgs) -> Result<u8, Error> {
     let request = args.request()?;
     let container = container.lock()?;
     container.require(Action::Update)?;
-    if args.l3_cache_schema.as_ref().is_some_and(|schema| !schema.is_empty()) {
-        return Err(UpdateError::L3Cache.into());
-    }
-    if args.mem_bw_schema.as_ref().is_some_and(|schema| !schema.is_empty()) {
-        return Err(UpdateError::MemoryBandwidth.into());
-    }
     let mut document: Value = serde_json::from_slice(&container.config()?.raw).map_err(UpdateError::Merged)?;
+    let old = limits_of(&document)?;
     let limits = merge_into(&mut document, request)?;
-    container.cgroup()?.update(&limits)?;
+    let rdt = args.rdt(&mut document, container.id())?;
+    if let Err(error) = apply(&container, &limits, rdt) {
+        // Part of it may be set by now. As in runc, what was limited before is limited so again.
+        if let Err(again) = container.cgroup()?.update(&old) {
+            tracing::warn!(
+                "Setting back cgroup configs failed due to error: {again}, your state.json and actual configs might be \
+                 inconsistent."
+            );
+        }
+        return Err(error);
+    }
     container.save_config(document.to_string().as_bytes())?;
     Ok(0)
+}
+
+fn apply(container: &Locked, limits: &LinuxResources, rdt: Option<(Resctrl, Group)>) -> Result<(), Error> {
+    container.cgroup()?.update(limits)?;
+    if let Some((resctrl, group)) = rdt {
+        resctrl.set_schemata(&group).map_err(UpdateError::Rdt)?;
+    }
+    Ok(())
 }
 
 impl UpdateArgs {
@@ -139,6 +159,25 @@ impl UpdateArgs {
             Some(path) => from_file(path),
             None => self.flags(),
         }
+    }
+
+    /// Puts the wanted schemata into the stored configuration; returns the group to be set. What isn't named is kept.
+    fn rdt(&self, document: &mut Value, id: &str) -> Result<Option<(Resctrl, Group)>, UpdateError> {
+        let given = |flag: &Option<String>| flag.clone().filter(|schema| !schema.is_empty());
+        let (l3_cache, mem_bw) = (given(&self.l3_cache_schema), given(&self.mem_bw_schema));
+        if l3_cache.is_none() && mem_bw.is_none() {
+            return Ok(None);
+        }
+        let resctrl = Resctrl::find().ok();
+        let has = |feature: fn(&Resctrl) -> bool| resctrl.as_ref().is_some_and(feature);
+        if l3_cache.is_some() && !has(Resctrl::has_cat) {
+            return Err(UpdateError::L3Cache);
+        }
+        if mem_bw.is_some() && !has(Resctrl::has_mba) {
+            return Err(UpdateError::MemoryBandwidth);
+        }
+        let group = merge_rdt(document, l3_cache, mem_bw, id)?;
+        Ok(resctrl.map(|resctrl| (resctrl, group)))
     }
 
     fn flags(&self) -> Result<Value, UpdateError> {
@@ -233,7 +272,15 @@ fn merge_into(document: &mut Value, mut request: Value) -> Result<LinuxResources
         // cpu.idle makes the kernel refuse any cpu.weight.
         cpu.remove("shares");
     }
-    let mut limits = resources.clone();
+    limits_of(document)
+}
+
+/// `linux.resources` of `document` but for the device rules.
+fn limits_of(document: &Value) -> Result<LinuxResources, UpdateError> {
+    let mut limits = document["linux"]["resources"].clone();
+    if limits.is_null() {
+        limits = json!({});
+    }
     if let Some(limits) = limits.as_object_mut() {
         limits.remove("devices");
         // To oci-spec's types a limit that is not there is 0, which is a limit.
@@ -242,6 +289,24 @@ fn merge_into(document: &mut Value, mut request: Value) -> Result<LinuxResources
         }
     }
     serde_json::from_value(limits).map_err(UpdateError::Merged)
+}
+
+/// The container must have a group already: its processes are in none otherwise.
+fn merge_rdt(
+    document: &mut Value,
+    l3_cache: Option<String>,
+    mem_bw: Option<String>,
+    id: &str,
+) -> Result<Group, UpdateError> {
+    let old = document.pointer_mut("/linux/intelRdt").and_then(Value::as_object_mut);
+    let rdt = old.ok_or(UpdateError::NoRdt)?;
+    for (name, schema) in [("l3CacheSchema", l3_cache), ("memBwSchema", mem_bw)] {
+        if let Some(schema) = schema {
+            rdt.insert(name.into(), schema.into());
+        }
+    }
+    let config = serde_json::from_value(Value::Object(rdt.clone())).map_err(UpdateError::Merged)?;
+    Group::new(&config, id).map_err(UpdateError::Rdt)
 }
 
 /// runc's rules for what is only half said.
@@ -358,6 +423,19 @@ mod tests {
         let limits = merge_into(&mut document, json!({"cpu": {"idle": 1}})).unwrap();
         assert_eq!(limits.cpu().as_ref().unwrap().shares(), None);
         assert_eq!(limits.cpu().as_ref().unwrap().idle(), Some(1));
+    }
+
+    #[test]
+    fn schemata_are_changed_one_by_one() {
+        let mut document = json!({"linux": {"intelRdt": {"l3CacheSchema": "L3:0=f", "memBwSchema": "MB:0=50"}}});
+        let group = merge_rdt(&mut document, None, Some("MB:0=20".into()), "c1").unwrap();
+        assert_eq!(group.schemata, ["L3:0=f", "MB:0=20"]);
+        assert_eq!(document["linux"]["intelRdt"]["memBwSchema"], "MB:0=20");
+        let error = merge_rdt(&mut json!({"linux": {}}), Some("L3:0=f".into()), None, "c1");
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "updating a non-existent Intel RDT configuration is not supported"
+        );
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //!     | --- Go -----------------------------> |   user namespace mapped, systemd scope made (only if one is asked for)
 //!     | <-- Child(pid) ---------------------- |   only from a process in the middle, which then ends
 //!     | <-- Log(line) ----------------------- |   at any time
+//!     | <-- MapIds(mount, number) ----------- |   for a mount whose source init opened, and only the parent may map
+//!     | --- Go -----------------------------> |
 //!     | <-- Mounted ------------------------- |   only if there are prestart or createRuntime hooks
 //!     | --- Go -----------------------------> |   ... which have run
 //!     | <-- Ready --------------------------- |   next come the user and the capabilities
@@ -26,7 +28,8 @@
 //! Only write(2) and read(2) are used once the process is confined, so that a seccomp profile need not allow, and an agent
 //! need not answer, more than with runc.
 //!
-//! Wherever a report is due, `Failed(text)` may come instead, after which init ends.
+//! Wherever a report is due, `Failed(text)` may come instead, after which init ends; instead of the end of file,
+//! `Unexecutable(text)`.
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
@@ -43,6 +46,9 @@ pub enum Message {
     NeedMaps,
     /// The process in the middle made the container's init with this pid, in the parent's pid namespace.
     Child(i32),
+    /// The place of a mount in the configuration, and the number of its detached mount among the sender's descriptors,
+    /// whose id map is to be set.
+    MapIds(usize, RawFd),
     /// All mounts are made; the parent's hooks are due.
     Mounted,
     /// Namespaces and file system are done, and the process still has all its rights.
@@ -55,6 +61,8 @@ pub enum Message {
     Log(String),
     /// Init failed and ends.
     Failed(String),
+    /// execve(2) refused the program, which init has said on its stderr; it ends.
+    Unexecutable(String),
     /// Go on.
     Go,
     /// Execute the program.
@@ -103,6 +111,10 @@ impl Channel {
                 number = of.to_string();
                 (b'C', &number)
             }
+            Message::MapIds(mount, of) => {
+                number = format!("{mount} {of}");
+                (b'I', &number)
+            }
             Message::Mounted => (b'M', ""),
             Message::Ready => (b'Y', ""),
             Message::Listener(of) => {
@@ -112,6 +124,7 @@ impl Channel {
             Message::Created => (b'R', ""),
             Message::Log(text) => (b'W', text),
             Message::Failed(text) => (b'F', text),
+            Message::Unexecutable(text) => (b'X', text),
             Message::Go => (b'G', ""),
             Message::Start => (b'S', ""),
             Message::Starting => (b'A', ""),
@@ -147,12 +160,20 @@ impl Channel {
         Ok(Some(match tag {
             b'U' => Message::NeedMaps,
             b'C' => Message::Child(number(text)?),
+            b'I' => {
+                let numbers = text
+                    .split_once(' ')
+                    .and_then(|(mount, of)| Some((mount.parse().ok()?, of.parse().ok()?)));
+                let (mount, of) = numbers.ok_or(Error::Unexpected(text))?;
+                Message::MapIds(mount, of)
+            }
             b'M' => Message::Mounted,
             b'Y' => Message::Ready,
             b'L' => Message::Listener(number(text)?),
             b'R' => Message::Created,
             b'W' => Message::Log(text),
             b'F' => Message::Failed(text),
+            b'X' => Message::Unexecutable(text),
             b'G' => Message::Go,
             b'S' => Message::Start,
             b'A' => Message::Starting,
@@ -205,10 +226,12 @@ mod tests {
         let (a, b) = Channel::pair().unwrap();
         a.send(&Message::Child(42)).unwrap();
         a.send(&Message::Listener(7)).unwrap();
+        a.send(&Message::MapIds(3, 9)).unwrap();
         a.send(&Message::Failed("€".repeat(TEXT_MAX))).unwrap();
         drop(a);
         assert!(matches!(b.receive().unwrap(), Some(Message::Child(42))));
         assert!(matches!(b.receive().unwrap(), Some(Message::Listener(7))));
+        assert!(matches!(b.receive().unwrap(), Some(Message::MapIds(3, 9))));
         match b.receive().unwrap() {
             Some(Message::Failed(text)) => assert!(text.len() <= TEXT_MAX && text.ends_with('€')),
             other => panic!("{other:?}"),
@@ -220,7 +243,9 @@ mod tests {
     fn what_is_not_of_the_protocol_is_refused() {
         let (a, b) = Channel::pair().unwrap();
         nix::unistd::write(&a, b"Cx").unwrap();
+        nix::unistd::write(&a, b"I7").unwrap();
         nix::unistd::write(&a, b"?").unwrap();
+        assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
         assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
         assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
     }

@@ -17,8 +17,9 @@ use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::{Kind, enter, idmap, netdev};
 use crate::plan::Plan;
+use crate::process::rdt::Resctrl;
 use crate::process::{self, Filter};
-use crate::rootfs;
+use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Hook, Hooks};
@@ -56,6 +57,7 @@ pub(super) struct Making {
     pub(super) cgroup: Option<Cgroup>,
     pub(super) init: Newborn,
     rdt: Option<process::rdt::Group>,
+    mounts: Option<rootfs::SharedRoot>,
     poststop: Option<(Vec<Hook>, Record)>,
 }
 
@@ -87,6 +89,7 @@ impl Making {
     pub(super) fn keep(mut self) {
         self.init.keep();
         self.rdt = None;
+        self.mounts = None;
         self.poststop = None;
         if let Some(reservation) = self.reservation.take() {
             reservation.commit();
@@ -103,8 +106,12 @@ impl Drop for Making {
             let emptied = cgroup.signal_all(Signal::SIGKILL).and_then(|()| cgroup.destroy());
             complaints.extend(emptied.err().map(|error| error.to_string()));
         }
+        if let Some(root) = self.mounts.take() {
+            complaints.extend(root.detach().err().map(|error| error.to_string()));
+        }
         if let Some(group) = self.rdt.take() {
-            complaints.extend(group.remove().err().map(|error| error.to_string()));
+            let removed = Resctrl::find().and_then(|resctrl| resctrl.remove(&group));
+            complaints.extend(removed.err().map(|error| error.to_string()));
         }
         if let Some((hooks, record)) = self.poststop.take() {
             start::run_poststop(&hooks, &record);
@@ -141,16 +148,19 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         StartBy::Socket => Some(reservation.listen_start()?),
         StartBy::Channel => None,
     };
+    // From here on the container is something that others can have seen: as with runc, poststop hooks follow whatever fails.
+    let poststop = plan.hooks.poststop().clone().unwrap_or_default();
+    making.poststop = (!poststop.is_empty()).then(|| (poststop, record.clone()));
+    making.mounts = record.shared_root.clone();
+    let sources = rootfs::open_sources(&mut plan.rootfs)?;
     let request = Spawning {
         console: offer.for_init.as_ref(),
         start: socket.as_ref(),
         preserve,
         filter: filter.as_ref(),
         lock: reservation.lock_number(),
+        sources: &sources,
     };
-    // From here on the container is something that others can have seen: as with runc, poststop hooks follow whatever fails.
-    let poststop = plan.hooks.poststop().clone().unwrap_or_default();
-    making.poststop = (!poststop.is_empty()).then(|| (poststop, record.clone()));
     let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
     // Init has its own copy by now; only it may answer.
     drop(socket);
@@ -166,6 +176,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         pid: init.pid,
         listener: parent::listener(&config),
         status: "creating",
+        sources: Some(&sources),
     };
     making.rdt = plan.process.rdt.clone();
     attendant.until_created(&channel, early, &plan.process, image, || {
@@ -195,8 +206,10 @@ impl Created {
             pid: self.init.pid,
             listener: parent::listener(&self.config),
             status: "creating",
+            sources: None,
         }
-        .until_running(&self.channel)?;
+        .until_running(&self.channel)
+        .map_err(|error| error.seen(self.record.terminal))?;
         if let Some(reservation) = &self.making.reservation {
             reservation.save_created(&mut self.record)?;
         }
@@ -217,6 +230,7 @@ struct Spawning<'a> {
     preserve: u32,
     filter: Option<&'a Filter>,
     lock: Option<RawFd>,
+    sources: &'a Sources,
 }
 
 /// What the parent has to do for a new process before that may go on.
@@ -259,11 +273,10 @@ impl Spawning<'_> {
         host: &Host,
         newborn: &mut Newborn,
     ) -> Result<(Child, Channel, Vec<Message>), Error> {
-        let sources = rootfs::open_sources(&mut plan.rootfs)?;
         let joins = enter::open(&plan.namespaces)?;
         let entry = cgroup.birth(&[])?;
         let settling = Settling::new(plan, entry.by_pid);
-        let (mut birth, mut middle) = self.birth(plan, &joins, &sources, settling);
+        let (mut birth, mut middle) = self.birth(plan, &joins, settling);
         let through = birth.enter(entry, middle.as_mut());
         let handover = self.handover(plan, record, image, middle, through.files.clone(), &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
@@ -297,16 +310,10 @@ impl Spawning<'_> {
     }
 
     /// What the new process is cloned into and inherits, and what it does first if it only stands in the middle.
-    fn birth(
-        &self,
-        plan: &Plan,
-        joins: &[(Kind, OwnedFd)],
-        sources: &[OwnedFd],
-        settling: Settling,
-    ) -> (Birth, Option<Middle>) {
+    fn birth(&self, plan: &Plan, joins: &[(Kind, OwnedFd)], settling: Settling) -> (Birth, Option<Middle>) {
         let namespaces = &plan.namespaces;
         let number = |fd: &OwnedFd| fd.as_raw_fd();
-        let mut inherit: Vec<RawFd> = sources.iter().map(number).collect();
+        let mut inherit: Vec<RawFd> = self.sources.inherited().collect();
         inherit.extend(joins.iter().map(|(_, fd)| number(fd)));
         inherit.extend(self.console.into_iter().chain(self.start).map(number));
         inherit.extend(3..3 + self.preserve as RawFd);

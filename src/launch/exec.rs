@@ -53,12 +53,15 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         pid: child.pid,
         listener: parent::listener(config),
         status: "running",
+        sources: None,
     };
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
     channel.send(&Message::Start)?;
-    attendant.until_running(&channel)?;
+    attendant
+        .until_running(&channel)
+        .map_err(|error| error.seen(plan.terminal))?;
     newborn.keep();
     match signals {
         None => Ok(0),
@@ -116,6 +119,7 @@ impl Request<'_> {
             join_process: Some(JoinProcess {
                 pidfd: number(&pidfd),
                 pid: record.pid,
+                start_time: record.start_time,
                 kinds,
                 cgroup: !cgroup_kind.is_empty(),
             }),

@@ -87,6 +87,8 @@ pub struct JoinProcess {
     pub pidfd: Option<RawFd>,
     /// Its pid, for kernels on which setns(2) takes no pidfd.
     pub pid: i32,
+    /// Its start time, by which a reused pid is told there.
+    pub start_time: u64,
     /// Which of them, but for the cgroup namespace.
     pub kinds: Vec<Kind>,
     /// Whether it has a cgroup namespace of its own, joined last: from inside it one can't be born in a cgroup.

@@ -125,6 +125,14 @@ pub enum Error {
     /// Init said why. Words are runc's, which Docker and podman look for the cause behind.
     #[error("unable to start container process: {0}")]
     Init(String),
+    /// execve(2) refused the program. `told`: init has said so on the stderr that it shares with this process.
+    #[error("unable to start container process: {cause}")]
+    Unexecutable {
+        /// `exec PATH: why`.
+        cause: String,
+        /// The user has read it.
+        told: bool,
+    },
     /// Init ended without a word.
     #[error("the container's init ended before the container was set up")]
     InitGone,
@@ -226,6 +234,14 @@ impl Error {
         move |errno| Self::Call {
             call: call.into(),
             errno,
+        }
+    }
+
+    /// For a process whose stderr is this one's (unless it has a `terminal`): what init wrote there was seen.
+    fn seen(self, terminal: bool) -> Self {
+        match self {
+            Self::Unexecutable { cause, .. } => Self::Unexecutable { cause, told: !terminal },
+            other => other,
         }
     }
 

@@ -7,6 +7,7 @@ use crate::cgroup;
 use crate::host::Host;
 use crate::plan::{Plan, Request};
 use crate::process::{self, Filter};
+use crate::rootfs::Sources;
 use crate::state::{self, Record, Store};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -80,6 +81,7 @@ pub fn record(plan: &Plan, host: &Host, cgroup: cgroup::Saved) -> Result<Record,
         start_time: 0,
         bundle: plan.bundle.clone(),
         rootfs: plan.rootfs.root().to_path_buf(),
+        shared_root: plan.rootfs.shared_root()?,
         created: crate::logging::timestamp(),
         annotations: plan.annotations.clone(),
         owner: host.euid,
@@ -135,6 +137,8 @@ pub struct Attendant<'a> {
     pub listener: Option<Listener>,
     /// The container's status, for the seccomp agent.
     pub status: &'static str,
+    /// What was opened for a container that is being created.
+    pub sources: Option<&'a Sources>,
 }
 
 impl Attendant<'_> {
@@ -143,6 +147,14 @@ impl Attendant<'_> {
         match message {
             Message::Log(line) => crate::logging::forward(&line),
             Message::Failed(text) => return Err(Error::Init(text)),
+            Message::Unexecutable(cause) => return Err(Error::Unexecutable { cause, told: false }),
+            Message::MapIds(mount, number) => {
+                let tree = descriptor_of(self.pid, number)?;
+                self.sources
+                    .ok_or_else(|| super::channel::Error::Unexpected(format!("MapIds({mount})")))?
+                    .map(mount, tree.as_fd())?;
+                channel.send(&Message::Go)?;
+            }
             Message::Listener(number) => {
                 let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;
                 let fd = descriptor_of(self.pid, number)?;

@@ -37,6 +37,7 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         pid: Pid::from_raw(record.pid),
         listener: parent::listener(&config),
         status: "created",
+        sources: None,
     }
     .until_running(&channel)?;
     poststart(&config, &container.record)?;

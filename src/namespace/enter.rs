@@ -41,13 +41,13 @@ pub fn join(kind: Kind, fd: BorrowedFd<'_>) -> Result<(), Error> {
 }
 
 /// Joins several namespaces of the process that `pidfd` refers to at once (Linux 5.8); before that, each by its file
-/// under `/proc/PID/ns`.
-pub fn join_process(pidfd: BorrowedFd<'_>, pid: i32, kinds: &[Kind]) -> Result<(), Error> {
+/// under `/proc/PID/ns`. `lives` tells whether the pid is that process's still.
+pub fn join_process(pidfd: BorrowedFd<'_>, pid: i32, kinds: &[Kind], lives: impl Fn() -> bool) -> Result<(), Error> {
     let flags = kinds.iter().fold(0, |flags, kind| flags | kind.flag());
     match setns(pidfd, CloneFlags::from_bits_retain(flags as i32)) {
         Ok(()) => Ok(()),
         // What older kernels answer for a descriptor that is no namespace file.
-        Err(Errno::EINVAL) => join_process_each(pid, kinds),
+        Err(Errno::EINVAL) => join_process_each(pid, kinds, lives),
         Err(errno) => Err(Error::Call {
             call: format!("setns(pidfd of {pid}, {kinds:?})"),
             errno,
@@ -56,11 +56,18 @@ pub fn join_process(pidfd: BorrowedFd<'_>, pid: i32, kinds: &[Kind]) -> Result<(
 }
 
 /// The way of kernels before 5.8. All files are opened before the first is joined: `/proc` is the host's until then.
-pub fn join_process_each(pid: i32, kinds: &[Kind]) -> Result<(), Error> {
+pub fn join_process_each(pid: i32, kinds: &[Kind], lives: impl Fn() -> bool) -> Result<(), Error> {
     let files = kinds
         .iter()
         .map(|&kind| Ok((kind, open_of(pid, kind)?)))
         .collect::<Result<Vec<_>, Error>>()?;
+    // They were opened by number, and are the process's own only if it lived until after that.
+    if !lives() {
+        return Err(Error::Call {
+            call: format!("open the namespaces of {pid}"),
+            errno: Errno::ESRCH,
+        });
+    }
     // What the caller may join it joins with the caller's rights: a network namespace of the host's making, say, which root
     // of the container's user namespace may not. For the rest those of that root are needed: the caller is not root itself.
     let (user, others): (Vec<_>, Vec<_>) = files.iter().partition(|(kind, _)| *kind == Kind::User);
@@ -77,6 +84,19 @@ pub fn join_process_each(pid: i32, kinds: &[Kind]) -> Result<(), Error> {
         .map(|(kind, file)| (kind, file))
         .chain(later)
         .try_for_each(|(kind, file)| join(*kind, file.as_fd()))
+}
+
+/// Makes `root` the process's root and working directory.
+pub fn change_root(root: BorrowedFd<'_>) -> Result<(), Error> {
+    let failed = |call: &str| {
+        let call = call.to_owned();
+        move |errno: rustix::io::Errno| Error::Call {
+            call,
+            errno: Errno::from_raw(errno.raw_os_error()),
+        }
+    };
+    rustix::process::fchdir(root).map_err(failed("fchdir(<the container's root>)"))?;
+    rustix::process::chroot(".").map_err(failed("chroot(\".\")"))
 }
 
 /// A namespace of the process `pid`, opened.

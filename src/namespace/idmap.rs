@@ -29,11 +29,11 @@ pub fn write(plan: &Plan, pid: Pid, privileged: bool, euid: u32, egid: u32) -> R
 }
 
 /// Whether the kernel lets an unprivileged process with `id` write this map itself.
-fn is_own(maps: &[IdMap], id: u32) -> bool {
+pub(crate) fn is_own(maps: &[IdMap], id: u32) -> bool {
     matches!(maps, [map] if map.host == id && map.size == 1)
 }
 
-fn lines(maps: &[IdMap]) -> String {
+pub(crate) fn lines(maps: &[IdMap]) -> String {
     maps.iter()
         .map(|map| format!("{} {} {}\n", map.container, map.host, map.size))
         .collect()
@@ -44,12 +44,16 @@ fn write_file(pid: Pid, name: &str, text: String) -> Result<(), Error> {
     std::fs::write(&path, &text).map_err(|source| Error::Write { path, text, source })
 }
 
+/// The ranges as newuidmap(1) takes them, after the pid.
+pub(crate) fn arguments(maps: &[IdMap]) -> impl Iterator<Item = String> {
+    maps.iter()
+        .flat_map(|map| [map.container, map.host, map.size].map(|number| number.to_string()))
+}
+
 fn helper(program: &str, pid: Pid, maps: &[IdMap]) -> Result<(), Error> {
     let mut command = Command::new(program);
     command.arg(pid.to_string()).stdin(Stdio::null());
-    for map in maps {
-        command.args([map.container.to_string(), map.host.to_string(), map.size.to_string()]);
-    }
+    command.args(arguments(maps));
     let shown = format!("{command:?}").replace('"', "");
     let failed = |problem| Error::Helper {
         command: shown.clone(),

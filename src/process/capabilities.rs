@@ -112,13 +112,8 @@ impl Capabilities {
 
     /// Makes these the process's effective, permitted, inheritable and ambient sets.
     pub(super) fn apply(&self) -> Result<(), Error> {
-        let sets = CapabilitySets {
-            effective: CapabilitySet::from_bits_retain(self.effective),
-            permitted: CapabilitySet::from_bits_retain(self.permitted),
-            inheritable: CapabilitySet::from_bits_retain(self.inheritable),
-        };
-        if let Err(errno) = rustix::thread::set_capabilities(None, sets) {
-            return Err(self.refused(errno.into()));
+        if self.set().is_err() {
+            self.grantable()?.set()?;
         }
         security::ambient_clear().map_err(Error::call("prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)"))?;
         for number in bits(self.ambient) {
@@ -130,24 +125,42 @@ impl Capabilities {
         Ok(())
     }
 
-    /// Why capset(2) failed with `errno`: usually a capability that proa itself was not given.
-    fn refused(&self, errno: std::io::Error) -> Error {
-        let wanted = self.permitted | self.effective;
-        let missing: Vec<String> = match rustix::thread::capabilities(None) {
-            Ok(now) => bits(wanted & !now.permitted.bits()).map(name).collect(),
-            Err(_) => Vec::new(),
+    fn set(&self) -> Result<(), Error> {
+        let sets = CapabilitySets {
+            effective: CapabilitySet::from_bits_retain(self.effective),
+            permitted: CapabilitySet::from_bits_retain(self.permitted),
+            inheritable: CapabilitySet::from_bits_retain(self.inheritable),
         };
-        if missing.is_empty() {
-            let call = format!(
+        rustix::thread::set_capabilities(None, sets).map_err(|errno| Error::Call {
+            call: format!(
                 "unable to apply caps: can't apply capabilities: capset(effective {:#x}, permitted {:#x}, inheritable {:#x})",
                 self.effective, self.permitted, self.inheritable
-            );
-            return Error::Call {
-                call,
-                source: Errno::from_raw(errno.raw_os_error().unwrap_or_default()),
-            };
+            ),
+            source: Errno::from_raw(errno.raw_os_error()),
+        })
+    }
+
+    /// The sets without what this process was not given itself. "Runtimes SHOULD NOT fail if the container configuration
+    /// requests capabilities that cannot be granted, for example, if the runtime operates in a restricted environment"
+    /// (config.md#linux-process): a warning says what is missing.
+    fn grantable(&self) -> Result<Self, Error> {
+        let now = rustix::thread::capabilities(None).map_err(|errno| Error::Call {
+            call: "capget()".into(),
+            source: Errno::from_raw(errno.raw_os_error()),
+        })?;
+        let own = now.permitted.bits();
+        let inheritable = own | now.inheritable.bits();
+        let missing = (self.effective | self.permitted) & !own | self.inheritable & !inheritable;
+        if missing != 0 {
+            let names: Vec<String> = bits(missing).map(name).collect();
+            tracing::warn!("ignoring capabilities that can't be granted: [{}]", names.join(" "));
         }
-        Error::Capabilities { missing }
+        Ok(Self {
+            effective: self.effective & own,
+            permitted: self.permitted & own,
+            inheritable: self.inheritable & inheritable,
+            ..*self
+        })
     }
 }
 

@@ -108,26 +108,32 @@ fn an_empty_set_of_capabilities_leaves_root_none() {
 }
 
 #[test]
-fn a_capability_that_proa_lacks_is_refused_by_name() {
-    in_child("a_capability_that_proa_lacks_is_refused_by_name", || {
-        rustix::thread::set_capabilities(
-            None,
-            rustix::thread::CapabilitySets {
-                effective: rustix::thread::CapabilitySet::SETPCAP,
-                permitted: rustix::thread::CapabilitySet::SETPCAP,
-                inheritable: rustix::thread::CapabilitySet::empty(),
-            },
-        )
-        .unwrap();
+fn a_capability_that_proa_lacks_is_left_out() {
+    in_child("a_capability_that_proa_lacks_is_left_out", || {
+        use rustix::thread::CapabilitySet;
+        let sets = rustix::thread::CapabilitySets {
+            effective: CapabilitySet::SETPCAP,
+            permitted: CapabilitySet::SETPCAP,
+            inheritable: CapabilitySet::empty(),
+        };
+        rustix::thread::set_capabilities(None, sets).unwrap();
+        let setpcap = CapabilitySet::SETPCAP.bits();
         let wanted = Capabilities {
             bounding: !0,
-            permitted: KILL,
+            permitted: KILL | setpcap,
+            effective: KILL,
             ..Default::default()
         };
-        let problem = wanted.apply().unwrap_err().to_string();
-        assert_eq!(
-            problem,
-            "unable to apply caps: can't apply capabilities: CAP_KILL: operation not permitted"
+        wanted.apply().unwrap();
+        assert_eq!((mask("CapPrm"), mask("CapEff")), (setpcap, 0));
+        let inconsistent = Capabilities {
+            effective: setpcap,
+            ..Default::default()
+        };
+        let problem = inconsistent.apply().unwrap_err().to_string();
+        assert!(
+            problem.starts_with("unable to apply caps: can't apply capabilities: capset("),
+            "{problem}"
         );
     });
 }
@@ -214,17 +220,17 @@ fn a_kernel_without_keyrings_is_put_up_with_and_other_failures_are_not() {
         "a_kernel_without_keyrings_is_put_up_with_and_other_failures_are_not",
         || {
             let plan = planned(json!({}));
+            mask_calls(json!({"names": ["keyctl"]}), Errno::ENOSYS);
+            labels(&plan, true).unwrap();
             // Of several filters' errnos the one installed last is returned.
-            for errno in [Errno::ENOSYS, Errno::EPERM] {
+            for errno in [Errno::EPERM, Errno::EDQUOT] {
                 mask_calls(json!({"names": ["keyctl"]}), errno);
-                labels(&plan, true).unwrap();
+                let problem = labels(&plan, true).unwrap_err().to_string();
+                assert!(
+                    problem.starts_with("unable to join session keyring: unable to create session key: "),
+                    "{problem}"
+                );
             }
-            mask_calls(json!({"names": ["keyctl"]}), Errno::EDQUOT);
-            let problem = labels(&plan, true).unwrap_err().to_string();
-            assert!(
-                problem.starts_with("unable to join session keyring: unable to create session key: "),
-                "{problem}"
-            );
         },
     );
 }
@@ -429,11 +435,9 @@ fn what_the_host_lacks_is_refused_by_name() {
     let mut plan = planned(json!({}));
     plan.rdt = Some(rdt::Group {
         name: "x".into(),
-        shared: false,
-        schemata: String::new(),
-        monitor: None,
+        ..Default::default()
     });
-    if rdt::require().is_err() {
+    if rdt::Resctrl::find().is_err() {
         let problem = check_host(&plan).unwrap_err().to_string();
         assert!(problem.contains("Intel RDT is not enabled"), "{problem}");
     }

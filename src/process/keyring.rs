@@ -42,9 +42,9 @@ impl Keyring {
     }
 }
 
-/// Joins the session keyring, or makes it, with SELinux label `label`. Keyrings that the kernel doesn't have (`ENOSYS`), or
-/// that an outer container's seccomp filter hides from everybody (`EPERM`), are not worth failing for: they are marginal
-/// protection beside credentials. Any other failure is fatal.
+/// Joins the session keyring, or makes it, with SELinux label `label`. Keyrings that the kernel doesn't have (`ENOSYS`) are
+/// not worth failing for, as with runc: they are marginal protection beside credentials. Any other failure is fatal, also
+/// `EPERM` of an outer container's seccomp filter, where `--no-new-keyring` says that none is wanted.
 pub(super) fn join(keyring: &Keyring, label: Option<&str>) -> Result<(), Error> {
     let field = || Error::field("id", "contains nul byte (\\x00)");
     let name = CString::new(keyring.name.as_str()).map_err(|_| field())?;
@@ -57,7 +57,7 @@ pub(super) fn join(keyring: &Keyring, label: Option<&str>) -> Result<(), Error> 
     }
     match joined {
         Ok(_) => {}
-        Err(errno @ (Errno::ENOSYS | Errno::EPERM)) => {
+        Err(errno @ Errno::ENOSYS) => {
             tracing::warn!("keyctl(KEYCTL_JOIN_SESSION_KEYRING, {:?}): {errno}", keyring.name);
             return Ok(());
         }

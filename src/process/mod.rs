@@ -148,12 +148,6 @@ pub enum Error {
         /// As in the config.
         id: u32,
     },
-    /// Capabilities that proa itself doesn't have.
-    #[error("unable to apply caps: can't apply capabilities: {}: operation not permitted", .missing.join(", "))]
-    Capabilities {
-        /// The names, or what else the kernel refused.
-        missing: Vec<String>,
-    },
     /// AppArmor is asked for and not there.
     #[error("unable to apply apparmor profile {profile:?}: apparmor: config provided but apparmor not supported")]
     NoAppArmor {
@@ -186,6 +180,14 @@ pub enum Error {
     NoRdt {
         /// Where it was looked for.
         path: PathBuf,
+    },
+    /// The hardware lacks what `linux.intelRdt` asks for. Worded as runc words it.
+    #[error("{field} {problem}")]
+    Rdt {
+        /// The field.
+        field: String,
+        /// What is missing.
+        problem: String,
     },
     /// The agent of `linux.seccomp.listenerPath` can't be reached.
     #[error("failed to connect with seccomp agent specified in the seccomp profile: {path}: {source}", path = path.display())]

@@ -116,8 +116,9 @@ pub fn plan(process: &Process, spec: &Spec, id: &str, options: Options) -> Resul
             .map(memory_policy)
             .transpose()?,
         rdt: match linux.and_then(|linux| linux.intel_rdt().as_ref()) {
-            Some(group) if !options.exec => Some(rdt::Group::new(group, id)?),
-            _ => None,
+            Some(group) if options.exec => Some(rdt::Group::of_running(group, id)?),
+            Some(group) => Some(rdt::Group::new(group, id)?),
+            None => None,
         },
     })
 }

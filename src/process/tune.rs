@@ -1,6 +1,7 @@
 //! What the parent does to the container's process from outside, with the host's privileges.
 
-use super::{Affinity, Error, Plan, Rlimit, affinity, lsm, rdt};
+use super::rdt::Resctrl;
+use super::{Affinity, Error, Plan, Rlimit, affinity, lsm};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 use oci_spec::runtime::PosixRlimitType;
@@ -20,8 +21,8 @@ pub fn check_host(plan: &Plan) -> Result<(), Error> {
     if plan.selinux_label.is_some() && !lsm::has_selinux() {
         return Err(Error::NoSelinux);
     }
-    if plan.rdt.is_some() {
-        rdt::require()?;
+    if let Some(group) = &plan.rdt {
+        Resctrl::find()?.check(group)?;
     }
     Ok(())
 }
@@ -36,7 +37,7 @@ pub fn tune(plan: &Plan, pid: Pid) -> Result<(), Error> {
     }
     set_affinity(plan.affinity.as_ref(), pid)?;
     if let Some(group) = &plan.rdt {
-        group.join(pid)?;
+        Resctrl::find()?.join(group, pid)?;
     }
     plan.rlimits.iter().try_for_each(|limit| set_limit(limit, pid))
 }

@@ -8,7 +8,7 @@ use super::mounts::Scene;
 use super::resolve::{Missing, Place, Root};
 use super::tree::{self, Change, Source};
 use proa_sys::Errno;
-use rustix::fs::{FsWord, Mode, OFlags, mkdirat, openat, statfs, symlinkat};
+use rustix::fs::{FsWord, Mode, OFlags, fstat, mkdirat, openat, statfs, symlinkat};
 use rustix::mount::{MountAttrFlags as Attr, MountFlags as Flag};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -55,7 +55,8 @@ fn unified(scene: &Scene<'_>) -> Result<(), Error> {
             scene.settle(tree.as_fd())
         }
         Err(error) => Err(error),
-        Ok(()) if scene.unsettled() => scene.settle(top(scene.root, &place.real)?.as_fd()),
+        // There is only one cgroup2: what is below may be the same.
+        Ok(()) if scene.unsettled() => scene.settle(tree::reopen(&place.real, scene.root, |_| true)?.as_fd()),
         Ok(()) => Ok(()),
     }
 }
@@ -85,7 +86,7 @@ fn v1(scene: &Scene<'_>) -> Result<(), Error> {
         &data,
         &place.real,
     )?;
-    let dir = top(scene.root, &place.real)?;
+    let dir = top(scene.root, &place)?;
     for hierarchy in &hierarchies {
         hierarchy_mount(scene, &dir, &place, hierarchy, mounted.as_deref())?;
     }
@@ -163,9 +164,10 @@ fn restrict(tree: BorrowedFd<'_>, flags: u32) -> Result<(), Error> {
     tree::change(tree, change).call(|| format!("mount_setattr(cgroup, {change:x?})"))
 }
 
-/// What is mounted at `path`, on top.
-fn top(root: &Root, path: &Path) -> Result<OwnedFd, Error> {
-    tree::reopen(path, root, |_| true)
+/// What was just mounted on `place`: something else than what is below it.
+fn top(root: &Root, place: &Place) -> Result<OwnedFd, Error> {
+    let below = fstat(&place.fd).call(|| format!("fstat({:?})", place.real))?;
+    tree::reopen(&place.real, root, |found| found.st_dev != below.st_dev)
 }
 
 /// Reads `/proc/self/cgroup` (cgroups(7)): `ID:CONTROLLERS:PATH`.

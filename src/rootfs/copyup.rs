@@ -3,7 +3,7 @@
 use super::error::{Error, Named};
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, chmodat, chownat, fchmod, fchown,
-    futimens, linkat, mkdirat, mknodat, openat, readlinkat, statat, symlinkat, utimensat,
+    fstat, futimens, linkat, mkdirat, mknodat, openat, readlinkat, statat, symlinkat, utimensat,
 };
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -57,9 +57,15 @@ impl Copy {
                 own(made.as_fd(), &stat, path)?;
             }
             FileType::RegularFile => {
-                let mut data: File = openat(from, &name, OFlags::RDONLY | nofollow, Mode::empty())
+                // Whoever shares the directory may have put a pipe there meanwhile, or a device without an end.
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | nofollow;
+                let mut data: File = openat(from, &name, flags, Mode::empty())
                     .call(|| call("openat"))?
                     .into();
+                let opened = fstat(&data).call(|| call("fstat"))?;
+                if !FileType::from_raw_mode(opened.st_mode).is_file() {
+                    return Err(Error::refuse(path, "was exchanged while it was copied"));
+                }
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
                 let mut made: File = openat(to, &name, flags, Mode::RUSR).call(|| call("openat"))?.into();
                 std::io::copy(&mut data, &mut made).call(|| call("write"))?;

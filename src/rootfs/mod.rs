@@ -14,6 +14,8 @@ mod copyup;
 mod devices;
 mod error;
 mod external;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod mounts;
 mod options;
 mod pivot;
@@ -21,6 +23,7 @@ mod plan;
 pub mod procfs;
 mod protect;
 mod resolve;
+mod shared;
 mod sources;
 mod sysctl;
 #[cfg(test)]
@@ -30,7 +33,8 @@ mod tree;
 pub use error::Error;
 pub use external::{External, keep_mounts_private, show_root};
 pub use options::known as known_options;
-pub use sources::open_sources;
+pub use shared::SharedRoot;
+pub use sources::{Sources, open_sources};
 
 use crate::host::Host;
 use error::Named;
@@ -51,7 +55,8 @@ pub struct Plan {
     root: PathBuf,
     /// `root.readonly`.
     root_readonly: bool,
-    /// There is a mount namespace. Without one the file system is the host's, and nothing is done to it (as with runc).
+    /// There is a mount namespace. Without one the mounts are made among the caller's, and the root is changed by chroot(2),
+    /// as with runc (which also cuts the caller's whole namespace off from its peers).
     private: bool,
     userns: bool,
     cgroupns: bool,
@@ -111,6 +116,8 @@ struct Idmap {
     path: Option<PathBuf>,
     /// The user namespace that [`open_sources`] made.
     opened: Option<RawFd>,
+    /// Init can't set the map, since its user namespace does not own the file system: it asks the parent.
+    by_parent: bool,
 }
 
 type Id = u32;
@@ -163,6 +170,11 @@ impl Plan {
     pub fn root(&self) -> &Path {
         &self.root
     }
+
+    /// What is to be remembered to take the mounts away again, if they are made among the caller's.
+    pub fn shared_root(&self) -> Result<Option<SharedRoot>, Error> {
+        (!self.private).then(|| SharedRoot::note(&self.root)).transpose()
+    }
 }
 
 /// `exec --tty`: allocates a pseudo-terminal in the devpts of the container that this process has joined.
@@ -170,17 +182,13 @@ pub fn console_of_running() -> Result<Console, Error> {
     console::open(&Root::new(resolve::open_dir(Path::new("/"))?), false)
 }
 
+/// Asks the parent to set the id map of a mount, by its place in `mounts`, on the detached mount that is given (see
+/// [`Sources::map`]); false if the parent is gone.
+pub type AskToMap<'a> = &'a dyn Fn(usize, BorrowedFd<'_>) -> bool;
+
 /// Sets the root's propagation, makes the root file system a mount point, makes every mount, device node and default
 /// symlink below it.
-pub fn mount_all(plan: &Plan) -> Result<Mounted<'_>, Error> {
-    if !plan.private {
-        let root = resolve::open_dir(Path::new("/"))?;
-        return Ok(Mounted {
-            plan,
-            root: Root::new(root),
-            host_proc: None,
-        });
-    }
+pub fn mount_all<'a>(plan: &'a Plan, ask: AskToMap<'_>) -> Result<Mounted<'a>, Error> {
     // Modes are given in full below; the caller's mask must not take from them.
     let mask = umask(Mode::empty());
     let mounted = pivot::prepare(plan).and_then(|root| {
@@ -189,7 +197,7 @@ pub fn mount_all(plan: &Plan) -> Result<Mounted<'_>, Error> {
             root: Root::new(root),
             host_proc: None,
         };
-        mounts::all(plan, &mounted.root)?;
+        mounts::all(plan, &mounted.root, ask)?;
         if plan.setup_dev {
             devices::all(plan, &mounted.root)?;
         }
@@ -221,14 +229,12 @@ impl<'a> Mounted<'a> {
     /// Allocates a pseudo-terminal in the container's devpts and bind-mounts its slave on `/dev/console`. The size is
     /// the caller's to set.
     pub fn console(&self) -> Result<Console, Error> {
-        console::open(&self.root, self.plan.private)
+        console::open(&self.root, true)
     }
 
     /// Makes the container's root the process's root and detaches the host's.
     pub fn pivot(self) -> Result<Entered<'a>, Error> {
-        if self.plan.private {
-            pivot::enter(self.plan, self.root.as_fd())?;
-        }
+        pivot::enter(self.plan, self.root.as_fd())?;
         Ok(Entered {
             plan: self.plan,
             root: self.root.entered(),
@@ -250,29 +256,24 @@ impl Entered<'_> {
     /// Sets the root's final propagation, writes the sysctls, makes paths read-only and masks them, makes the root
     /// read-only. After this the file system is as the bundle says.
     pub fn finish(self) -> Result<(), Error> {
-        if self.plan.private {
-            // pivot_root(2) demanded a private one; only now is "/" the container's and no more the host's.
-            let propagation = self.plan.propagation;
-            if propagation != 0 && propagation & options::PRIVATE == 0 {
-                rustix::mount::mount_change("/", MountPropagationFlags::from_bits_retain(propagation))
-                    .call(|| format!("mount(NULL, \"/\", NULL, {propagation:#x})"))?;
-            }
-            if let Some(cwd) = self.plan.cwd.as_ref().filter(|cwd| *cwd != Path::new("/")) {
-                self.root.make_dir(cwd)?;
-            }
-            if self.plan.setup_dev {
-                devices::reopen_null(&self.root)?;
-            }
-            protect::late_readonly(self.plan, &self.root)?;
-            if self.plan.root_readonly {
-                protect::root(&self.root)?;
-            }
+        // pivot_root(2) demanded a private one; only now is "/" the container's and no more the host's.
+        let propagation = self.plan.propagation;
+        if propagation != 0 && propagation & options::PRIVATE == 0 {
+            rustix::mount::mount_change("/", MountPropagationFlags::from_bits_retain(propagation))
+                .call(|| format!("mount(NULL, \"/\", NULL, {propagation:#x})"))?;
+        }
+        if let Some(cwd) = self.plan.cwd.as_ref().filter(|cwd| *cwd != Path::new("/")) {
+            self.root.make_dir(cwd)?;
+        }
+        if self.plan.setup_dev {
+            devices::reopen_null(&self.root)?;
+        }
+        protect::late_readonly(self.plan, &self.root)?;
+        if self.plan.root_readonly {
+            protect::root(&self.root)?;
         }
         procfs::write_sysctls(self.plan, self.host_proc.as_ref())?;
-        if self.plan.private {
-            protect::readonly(&self.plan.readonly_paths, &self.root)?;
-            protect::mask(&self.plan.masked, &self.root, self.plan.label.as_deref())?;
-        }
-        Ok(())
+        protect::readonly(&self.plan.readonly_paths, &self.root)?;
+        protect::mask(&self.plan.masked, &self.root, self.plan.label.as_deref())
     }
 }

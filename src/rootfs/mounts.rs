@@ -3,7 +3,7 @@
 use super::error::{Error, Named, Raw};
 use super::resolve::{Missing, Place, Root};
 use super::tree::{self, Change, Source};
-use super::{Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc, sources};
+use super::{AskToMap, Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc, sources};
 use proa_sys::Errno;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat};
 use rustix::mount::{MountAttrFlags as Attr, MountFlags as Flag};
@@ -18,12 +18,14 @@ pub(super) struct Scene<'a> {
     pub plan: &'a Plan,
     pub root: &'a Root,
     pub mount: &'a Mount,
+    pub ask: AskToMap<'a>,
 }
 
 /// Makes every mount.
-pub(super) fn all(plan: &Plan, root: &Root) -> Result<(), Error> {
+pub(super) fn all(plan: &Plan, root: &Root, ask: AskToMap<'_>) -> Result<(), Error> {
     for mount in &plan.mounts {
-        one(&Scene { plan, root, mount }).map_err(|cause| named(mount, cause))?;
+        let scene = Scene { plan, root, mount, ask };
+        one(&scene).map_err(|cause| named(mount, cause))?;
     }
     // The mount points were entered one by one; leave the last one, whose mount would be busy for its life.
     rustix::process::fchdir(root.as_fd()).call(|| "fchdir(root)")
@@ -43,7 +45,9 @@ fn named(mount: &Mount, cause: Error) -> Error {
 
 /// Makes the mount point of `mount`. A bind mount is made as well, for the mount points inside it.
 pub(super) fn make_point(plan: &Plan, root: &Root, mount: &Mount) -> Result<(), Error> {
-    let scene = Scene { plan, root, mount };
+    // Nobody sees it, so that no id has to be mapped.
+    let ask: AskToMap<'_> = &|_, _| false;
+    let scene = Scene { plan, root, mount, ask };
     let made = match &mount.kind {
         Kind::Bind => bind(&scene),
         Kind::Fs(name) => point(&scene, name).map(drop),
@@ -207,7 +211,24 @@ fn bind_host_sys(scene: &Scene<'_>, place: &Place) -> Result<(), Error> {
     };
     let tree = tree::bind(source, true, place.fd.as_fd(), &place.real, scene.root)?;
     flags(tree.as_fd(), scene.mount)?;
+    below_too(tree.as_fd(), scene.mount)?;
     scene.settle(tree.as_fd())
+}
+
+/// What was asked for is one file system. What came is more, cgroups that the container's root may write to among it
+/// (CVE-2023-25809): what restricts the one has to restrict all.
+fn below_too(tree: BorrowedFd<'_>, mount: &Mount) -> Result<(), Error> {
+    let restricting =
+        Attr::MOUNT_ATTR_RDONLY | Attr::MOUNT_ATTR_NOSUID | Attr::MOUNT_ATTR_NODEV | Attr::MOUNT_ATTR_NOEXEC;
+    let change = Change {
+        set: tree::attributes(mount.options.flags) & restricting.bits(),
+        clear: 0,
+        recursive: true,
+    };
+    if change.set == 0 {
+        return Ok(());
+    }
+    tree::change(tree, change).call(|| format!("mount_setattr({:?}, {change:x?})", mount.destination))
 }
 
 /// A bind mount.
@@ -224,7 +245,7 @@ fn bind(scene: &Scene<'_>) -> Result<(), Error> {
     let nofollow = options.source_nofollow;
     let tree = match opened {
         Some(fd) => Ok(proa_sys::fd::inherit(*fd).call(|| format!("fcntl({fd}, F_GETFD)"))?),
-        None if idmap.is_some() => sources::open(scene.mount, false)?.ok_or(Errno::ENOSYS),
+        None if idmap.is_some() => sources::open_late(scene)?.ok_or(Errno::ENOSYS),
         None => tree::detached(Source::Path { path: source, nofollow }, recursive),
     };
     let tree = match tree {

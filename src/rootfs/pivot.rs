@@ -1,7 +1,7 @@
 //! The root: made a mount point before the mounts, made the process's root after them.
 
 use super::error::{Error, Named, Raw};
-use super::options::{REC, SHARED, SLAVE};
+use super::options::{PRIVATE, REC, SHARED, SLAVE};
 use super::resolve::{open_dir, open_dir_no_symlinks};
 use super::{Plan, procfs, tree};
 use proa_sys::Errno;
@@ -12,16 +12,19 @@ use rustix::process::{chdir, chroot, fchdir, pivot_root};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-/// Cuts the mount namespace off from the host's as `linux.rootfsPropagation` says, and makes the root a mount point.
+/// Cuts the mount namespace, if there is a new one, off from the host's as `linux.rootfsPropagation` says, and makes the
+/// root a mount point.
 /// Returns a descriptor of the new mount.
 pub(super) fn prepare(plan: &Plan) -> Result<OwnedFd, Error> {
-    let propagation = if plan.propagation == 0 {
-        SLAVE | REC
-    } else {
-        plan.propagation
-    };
-    change(Path::new("/"), propagation)?;
-    if !closed(plan) {
+    if plan.private {
+        let propagation = if plan.propagation == 0 {
+            SLAVE | REC
+        } else {
+            plan.propagation
+        };
+        change(Path::new("/"), propagation)?;
+    }
+    if plan.private && !closed(plan) {
         let slave = plan.propagation & SLAVE != 0;
         parent_closed(
             &plan.root,
@@ -33,14 +36,19 @@ pub(super) fn prepare(plan: &Plan) -> Result<OwnedFd, Error> {
         )?;
     }
     let root = open_dir_no_symlinks(CWD, &plan.root).call(|| format!("open({:?}, O_PATH|O_DIRECTORY)", plan.root))?;
-    match tree::detached(tree::Source::Fd(root.as_fd()), true) {
+    let mounted = match tree::detached(tree::Source::Fd(root.as_fd()), true) {
         Ok(tree) => {
             tree::attach(tree.as_fd(), root.as_fd()).call(|| format!("move_mount(<root>, {:?})", plan.root))?;
-            Ok(tree)
+            tree
         }
-        Err(errno) if tree::unsupported(errno) => bind_classic(plan, root.as_fd()),
-        Err(errno) => Err(errno).call(|| format!("open_tree({:?}, OPEN_TREE_CLONE|AT_RECURSIVE)", plan.root)),
+        Err(errno) if tree::unsupported(errno) => bind_classic(plan, root.as_fd())?,
+        Err(errno) => return Err(errno).call(|| format!("open_tree({:?}, OPEN_TREE_CLONE|AT_RECURSIVE)", plan.root)),
+    };
+    if !plan.private {
+        // A copy of a shared mount is its peer: what is mounted below would appear below the original, too.
+        change(&plan.root, PRIVATE | REC)?;
     }
+    Ok(mounted)
 }
 
 /// Before Linux 5.2. The root's path is the host's, where the image has no say.
@@ -76,6 +84,12 @@ fn parent_closed(root: &Path, propagation: Propagation) -> Result<(), Error> {
 
 /// Makes `root` the process's root, and takes the host's out of the namespace.
 pub(super) fn enter(plan: &Plan, root: BorrowedFd<'_>) -> Result<(), Error> {
+    if !plan.private {
+        // Moving or exchanging the root would do so for everybody in the namespace.
+        fchdir(root).call(|| "fchdir(root)")?;
+        chroot(".").call(|| "chroot(\".\")")?;
+        return chdir("/").call(|| "chdir(\"/\")");
+    }
     if plan.no_pivot {
         return move_root(plan, root);
     }

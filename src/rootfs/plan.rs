@@ -48,6 +48,12 @@ pub(super) fn build(
         ));
     }
     let propagation = root_propagation(spec, options)?;
+    if propagation != 0 && !private {
+        return Err(field(
+            "linux.rootfsPropagation",
+            "needs a mount namespace: without one it would change the caller's mounts",
+        ));
+    }
     let mut mounts = Vec::new();
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         mounts.push(build_mount(index, mount, spec, (bundle, &root), host)?);
@@ -311,6 +317,7 @@ fn idmap(
                     maps: None,
                     path: Some(path.into()),
                     opened: None,
+                    by_parent: false,
                 }));
             }
             Some(None) => {
@@ -341,6 +348,7 @@ fn idmap(
         maps: Some((text(&uids), text(&gids))),
         path: None,
         opened: None,
+        by_parent: false,
     }))
 }
 

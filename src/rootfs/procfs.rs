@@ -136,7 +136,7 @@ fn full(line: &str, root: &Path) -> Option<PathBuf> {
 }
 
 /// Undoes the octal escapes of mountinfo (space, tab, newline, backslash).
-pub(super) fn unescape(text: &str) -> String {
+pub(crate) fn unescape(text: &str) -> String {
     if !text.contains('\\') {
         return text.into();
     }

@@ -75,7 +75,7 @@ impl Root {
 
     /// Before Linux 5.6. Without links to follow it takes no more than a step for each name; for the rest libpathrs
     /// checks after each step where it is.
-    fn emulated(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+    pub(super) fn emulated(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
         if resolve.contains(ResolveFlags::NO_SYMLINKS) {
             return self.step_by_step(path, flags);
         }
@@ -252,7 +252,7 @@ fn parts(path: &Path) -> impl Iterator<Item = OsString> + '_ {
 }
 
 /// `path` as openat2(2) takes it: an empty one is ENOENT.
-fn relative(path: &Path) -> &Path {
+pub(super) fn relative(path: &Path) -> &Path {
     let path = path.strip_prefix("/").unwrap_or(path);
     if path.as_os_str().is_empty() {
         Path::new(".")

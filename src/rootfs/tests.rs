@@ -99,7 +99,7 @@ fn spec(mounts: Vec<Value>, linux: Value) -> Spec {
 /// The whole way, with the plan as init gets it.
 fn enter(bundle: &Path, spec: &Spec, options: Options) -> Result<(), Error> {
     let plan = ready(bundle, spec, options)?;
-    mount_all(&plan)?.pivot()?.finish()
+    mount_all(&plan, &|_, _| false)?.pivot()?.finish()
 }
 
 fn ready(bundle: &Path, spec: &Spec, options: Options) -> Result<Plan, Error> {
@@ -361,7 +361,12 @@ fn devices_of_a_user_namespace_are_the_hosts() {
         mounts.extend(dev_mounts());
         let mut plan = super::plan(&spec(mounts, json!({})), bundle, &HOST, Options::default()).unwrap();
         plan.userns = true;
-        mount_all(&plan).unwrap().pivot().unwrap().finish().unwrap();
+        mount_all(&plan, &|_, _| false)
+            .unwrap()
+            .pivot()
+            .unwrap()
+            .finish()
+            .unwrap();
         assert!(is_null("/dev/null") && mounted("/dev/null").is_some() && mounted("/dev/tty").is_some());
     });
 }
@@ -397,7 +402,7 @@ fn console() {
         let mut mounts = vec![proc_mount()];
         mounts.extend(dev_mounts());
         let plan = ready(bundle, &spec(mounts, json!({})), Options::default()).unwrap();
-        let mounted = mount_all(&plan).unwrap();
+        let mounted = mount_all(&plan, &|_, _| false).unwrap();
         let console = mounted.console().unwrap();
         mounted.pivot().unwrap().finish().unwrap();
         let slave = rustix::fs::fstat(&console.slave).unwrap();
@@ -417,7 +422,11 @@ fn console_is_not_mounted_on_a_link() {
         symlink("/proc/sys/kernel/core_pattern", root.join("dev/console")).unwrap();
         let mounts = vec![proc_mount(), dev_mounts().remove(1)];
         let plan = ready(bundle, &spec(mounts, json!({})), Options::default()).unwrap();
-        let error = mount_all(&plan).unwrap().console().unwrap_err().to_string();
+        let error = mount_all(&plan, &|_, _| false)
+            .unwrap()
+            .console()
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains("\"/dev/console\" is") && error.contains("symbolic link"),
             "{error}"
@@ -427,7 +436,11 @@ fn console_is_not_mounted_on_a_link() {
         fs::create_dir(bundle.join("rootfs/dev/pts")).unwrap();
         fs::write(bundle.join("rootfs/dev/pts/ptmx"), "").unwrap();
         let plan = ready(bundle, &spec(vec![proc_mount()], json!({})), Options::default()).unwrap();
-        let error = mount_all(&plan).unwrap().console().unwrap_err().to_string();
+        let error = mount_all(&plan, &|_, _| false)
+            .unwrap()
+            .console()
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("is not the multiplexer of a devpts"), "{error}");
     });
 }
@@ -606,7 +619,7 @@ fn without_the_new_mount_api() {
         let linux = json!({"maskedPaths": ["/proc/keys", "/sys/firmware", "/proc/acpi", "/x"], "readonlyPaths": ["/proc/sys", "/x"],
                            "sysctl": {"net.ipv4.ip_forward": "1"}});
         let plan = ready(bundle, &spec(mounts, linux), Options::default()).unwrap();
-        let mounts = mount_all(&plan).unwrap();
+        let mounts = mount_all(&plan, &|_, _| false).unwrap();
         let console = mounts.console().unwrap();
         mounts.pivot().unwrap().finish().unwrap();
         assert_eq!(
@@ -729,7 +742,7 @@ fn inside_a_user_namespace() {
         let linux = json!({"namespaces": namespaces, "maskedPaths": ["/proc/keys", "/sys/firmware"],
                            "readonlyPaths": ["/proc/sys"], "sysctl": {"net.ipv4.ip_forward": "1"}});
         let plan = ready(bundle, &spec(mounts, linux), Options::default()).unwrap();
-        let mounts = mount_all(&plan).unwrap();
+        let mounts = mount_all(&plan, &|_, _| false).unwrap();
         mounts.console().unwrap();
         mounts.pivot().unwrap().finish().unwrap();
         assert!(is_null("/dev/null") && is_null("/proc/keys"));

@@ -3,11 +3,12 @@
 use super::{Action, Creator, Error, Record, Status, process, require};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
-use crate::process::rdt::Group;
+use crate::process::rdt::{Group, Resctrl};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket};
+use nix::sys::stat::{Mode, fchmod};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -87,6 +88,9 @@ impl Reservation {
         let dir = open_dir(&self.dir).map_err(Error::file("open", &self.dir))?;
         let fd =
             socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).map_err(failed("socket"))?;
+        // The file gets the socket's own mode (unix(7)): whatever the caller's umask and the mode of a `--root` that was there
+        // before, nobody else may connect, which takes the right to write.
+        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("fchmod"))?;
         start_address(&dir)
             .and_then(|address| bind(fd.as_raw_fd(), &address))
             .map_err(failed("bind"))?;
@@ -285,6 +289,17 @@ impl Container {
         Ok(Cgroup::open(&self.record.cgroup)?)
     }
 
+    /// The container's resctrl group, if its configuration wants one and this host has resctrl (still).
+    pub fn rdt(&self) -> Result<Option<(Resctrl, Group)>, Error> {
+        let config = self.config()?;
+        let linux = config.spec.linux().as_ref();
+        let Some(wanted) = linux.and_then(|linux| linux.intel_rdt().as_ref()) else {
+            return Ok(None);
+        };
+        let group = Group::new(wanted, self.id()).map_err(Error::Rdt)?;
+        Ok(Resctrl::find().ok().map(|resctrl| (resctrl, group)))
+    }
+
     /// Sends `signal` to init. SIGKILL goes to every process if they don't die with init because it is not the init of a
     /// pid namespace of their own.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
@@ -371,6 +386,9 @@ impl Locked {
             kill_all(&cgroup)?;
         }
         cgroup.destroy().map_err(Error::RemoveCgroup)?;
+        if let Some(root) = &self.record.shared_root {
+            root.detach().map_err(Error::RemoveMounts)?;
+        }
         self.remove_rdt()?;
         remove_dir(&self.dir)
     }
@@ -380,14 +398,10 @@ impl Locked {
     /// Removes the resctrl group that was made for the container, if one was.
     fn remove_rdt(&self) -> Result<(), Error> {
         // Without a configuration (a create that was killed early) no process was ever put into a group.
-        let Ok(config) = self.config() else { return Ok(()) };
-        let linux = config.spec.linux().as_ref();
-        let Some(wanted) = linux.and_then(|linux| linux.intel_rdt().as_ref()) else {
+        let Ok(Some((resctrl, group))) = self.rdt() else {
             return Ok(());
         };
-        Group::new(wanted, self.id())
-            .and_then(|group| group.remove())
-            .map_err(Error::RemoveRdt)
+        resctrl.remove(&group).map_err(Error::RemoveRdt)
     }
 }
 
@@ -526,6 +540,7 @@ mod tests {
             start_time,
             bundle: "/b".into(),
             rootfs: "/b/rootfs".into(),
+            shared_root: None,
             created: crate::logging::timestamp(),
             annotations: Default::default(),
             owner: 0,

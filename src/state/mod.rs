@@ -24,6 +24,7 @@ pub use status::{Action, Refused, Status, require};
 
 use crate::cgroup;
 use crate::config;
+use crate::rootfs::SharedRoot;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -51,6 +52,9 @@ pub struct Record {
     pub bundle: PathBuf,
     /// The root file system, absolute.
     pub rootfs: PathBuf,
+    /// Where its mounts are, if it has no mount namespace of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_root: Option<SharedRoot>,
     /// When it was created, RFC 3339 in UTC with nanoseconds, as runc prints it.
     pub created: String,
     /// The configuration's annotations.
@@ -160,6 +164,12 @@ pub enum Error {
     /// The resctrl group can't be removed. Worded as runc words it.
     #[error("unable to remove container's IntelRDT group: {0}")]
     RemoveRdt(#[source] crate::process::Error),
+    /// `linux.intelRdt` of the stored configuration.
+    #[error(transparent)]
+    Rdt(crate::process::Error),
+    /// The mounts of a container without a mount namespace can't be taken away.
+    #[error("unable to remove container's mounts: {0}")]
+    RemoveMounts(#[source] crate::rootfs::Error),
     /// The cgroup can't be found again, or not be read.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),

@@ -39,6 +39,7 @@ tests! {
     program_is_a_directory .once();
     program_for_another_machine .once();
     program_is_empty .once();
+    refused_program_is_told_on_the_containers_stderr .once().only_proa();
     pid_file_that_cannot_be_written .once();
     log_that_cannot_be_written .once();
     errors_are_in_the_json_log .once();
@@ -350,7 +351,30 @@ fn kernel_refuses(ctx: &Ctx, content: &str) {
     let bundle = ctx.bundle();
     bundle.file("/bin/odd", content).args(&["/bin/odd"]);
     fs::set_permissions(bundle.path("/bin/odd"), fs::Permissions::from_mode(0o755)).unwrap();
-    ctx.run(&bundle).refused(&["exec format error"]);
+    // The program's stderr is where the cause is looked for; it stands there once.
+    let out = ctx.run(&bundle);
+    out.refused(&["exec format error"]);
+    if ctx.subject.kind == Kind::Proa {
+        assert_eq!(out.stderr, "exec /bin/odd: exec format error\n");
+        assert!(
+            out.log
+                .contains("unable to start container process: exec /bin/odd: exec format error")
+        );
+        out.code(255);
+    }
+}
+
+fn refused_program_is_told_on_the_containers_stderr(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.file("/bin/odd", "#!/no/such/interpreter\n").args(&["/bin/odd"]);
+    fs::set_permissions(bundle.path("/bin/odd"), fs::Permissions::from_mode(0o755)).unwrap();
+    let container = ctx.create(&bundle);
+    container
+        .verb(&["start"])
+        .refused(&["exec /bin/odd: no such file or directory"])
+        .code(1);
+    assert_eq!(container.stderr(), "exec /bin/odd: no such file or directory\n");
+    container.stopped();
 }
 
 fn program_for_another_machine(ctx: &Ctx) {

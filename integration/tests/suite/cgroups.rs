@@ -79,6 +79,8 @@ tests! {
     exec_cannot_leave_the_cgroup .views(ALL).since_runc(1, 2).not_for(CRUN);
     v2_exec_follows_an_init_that_has_moved .views(V2);
     events_have_runcs_shape .views(&[View::Hybrid, View::V1, View::V2]).only_proa();
+    hugetlb_limit_is_written_on_a_hybrid_host .views(&[View::Hybrid]).only_proa();
+    device_rules_are_in_the_listed_order .views(&[View::Hybrid, View::V1]).only_proa();
     hugetlb_limit_is_written .views(V2).not_for(&[(Kind::Runc, "the kernel's controller needs delegation"), (Kind::Crun, "the same")]);
     v2_cgroup_namespace_root_is_the_containers_group .views(V2);
     letters_that_are_no_device_access_are_ignored .once();
@@ -1030,6 +1032,50 @@ fn hugetlb_limit_is_written(ctx: &Ctx) {
         json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 4_194_304}]}),
     );
     assert_eq!(container.cgroup_file("", "hugetlb.2MB.max"), "4194304");
+}
+
+/// There the controller is in the v2 hierarchy, and no cgroup on the way has it.
+fn hugetlb_limit_is_written_on_a_hybrid_host(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    let parent = format!("{}/deep", ctx.cgroup_parent());
+    let deep = format!("{parent}/deeper");
+    bundle
+        .set("/linux/cgroupsPath", json!(deep))
+        .set(
+            "/linux/resources/hugepageLimits",
+            json!([{"pageSize": "2MB", "limit": 4_194_304}]),
+        )
+        .args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    assert_eq!(container.cgroup_file("unified", "hugetlb.2MB.max"), "4194304");
+    container.kill("KILL").stopped().delete();
+    // As with runc, what is above the container's own cgroup stays.
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap() {
+        let dir = hierarchy.unwrap().path().join(parent.trim_start_matches('/'));
+        if dir.exists() {
+            fs::remove_dir(dir).unwrap();
+        }
+    }
+}
+
+/// "The runtime MUST apply entries in the listed order" (config-linux.md#allowed-device-list): devices.list shows it.
+fn device_rules_are_in_the_listed_order(ctx: &Ctx) {
+    let rule = |kind: &str, major: u32, minor: u32, access: &str| json!({"allow": true, "type": kind, "major": major, "minor": minor, "access": access});
+    let bundle = ctx.bundle();
+    bundle
+        .set(
+            "/linux/resources/devices",
+            json!([
+                {"allow": false, "access": "rwm"},
+                rule("c", 10, 229, "rwm"),
+                rule("b", 8, 20, "rw"),
+                rule("b", 8, 4, "r"),
+            ]),
+        )
+        .args(&["sleep", "1000"]);
+    let list = ctx.start(&bundle).cgroup_file("devices", "devices.list");
+    let first: Vec<&str> = list.lines().take(3).collect();
+    assert_eq!(first, ["c 10:229 rwm", "b 8:20 rw", "b 8:4 r"]);
 }
 
 fn v2_cgroup_namespace_root_is_the_containers_group(ctx: &Ctx) {

@@ -1,5 +1,6 @@
 //! The behaviour of an OCI runtime, by capability; see `proa_integration` for the harness.
 
+mod attacks;
 mod bad_input;
 mod cgroups;
 mod checkpoint;
@@ -9,7 +10,9 @@ mod fallbacks;
 mod fds;
 mod harness;
 mod hooks;
+mod idmap;
 mod lifecycle;
+mod limits;
 mod managers;
 mod mounts;
 mod namespaces;
@@ -17,7 +20,6 @@ mod netdev;
 mod notify;
 mod process;
 mod rootless;
-mod security;
 mod systemd;
 mod terminal;
 mod wasm;
@@ -29,9 +31,11 @@ fn main() -> std::process::ExitCode {
     let all = [
         harness::tests(),
         lifecycle::tests(),
+        limits::tests(),
         namespaces::tests(),
         netdev::tests(),
         mounts::tests(),
+        idmap::tests(),
         process::tests(),
         hooks::tests(),
         terminal::tests(),
@@ -43,7 +47,7 @@ fn main() -> std::process::ExitCode {
         cgroups::tests(),
         rootless::tests(),
         bad_input::tests(),
-        security::tests(),
+        attacks::tests(),
         systemd::tests(),
         wasm::tests(),
         fallbacks::tests(),

@@ -24,13 +24,13 @@ tests! {
     mount_points_that_are_missing_are_made .once();
     tmpfs_takes_size_and_mode .once();
     tmpcopyup_keeps_the_images_files .once();
-    idmapped_bind_mount .once().since_runc(1, 2);
     propagation_private_keeps_host_mounts_out .once();
     propagation_slave_lets_host_mounts_in .once();
     propagation_shared_lets_container_mounts_out .once();
     rootfs_is_private_when_asked .once();
     rootfs_propagation_is_applied .once().not_for(&[(Kind::Runc, "applies it to the host's root, not to a root on another mount")]);
     mounts_of_the_container_never_reach_the_host .once();
+    without_a_mount_namespace_the_root_is_the_bundles_still .once().only_proa();
     symlink_destination_stays_inside_the_root .once();
     symlinked_parent_of_a_destination_stays_inside_the_root .once();
     dotdot_in_a_destination_stays_inside_the_root .once();
@@ -256,23 +256,6 @@ fn tmpcopyup_keeps_the_images_files(ctx: &Ctx) {
     assert_eq!(fs::read_to_string(bundle.path("/var/data/deep/file")).unwrap(), "kept");
 }
 
-fn idmapped_bind_mount(ctx: &Ctx) {
-    let dir = source(ctx, "src");
-    assert!(
-        Command::new("chown")
-            .arg("1000:1000")
-            .arg(dir.join("file"))
-            .status()
-            .unwrap()
-            .success()
-    );
-    let text = ctx.shell("stat -c '%u %g' /mnt/file", |b| {
-        let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
-        b.mount(json!({"destination": "/mnt", "type": "bind", "source": dir, "options": ["bind"], "uidMappings": map, "gidMappings": map}))
-});
-    assert_eq!(text, "101000 101000\n");
-}
-
 /// Runs a container with `/mnt` bound with `options` and mounts something into the source while it runs.
 fn host_mount_arrives(ctx: &Ctx, options: &[&str]) -> bool {
     let dir = ctx.mkdir("shared");
@@ -342,6 +325,39 @@ fn rootfs_is_private_when_asked(ctx: &Ctx) {
 fn rootfs_propagation_is_applied(ctx: &Ctx) {
     assert!(root_propagation(ctx, "shared").starts_with("shared:"));
     assert_eq!(root_propagation(ctx, "unbindable"), "unbindable");
+}
+
+/// runc runs such a container, too, but leaves its mounts behind.
+fn without_a_mount_namespace_the_root_is_the_bundles_still(ctx: &Ctx) {
+    let before = proa_integration::host::mounts();
+    let bundle = ctx.bundle();
+    bundle
+        .without_namespaces(&["mount"])
+        .set("/linux/maskedPaths", json!([]))
+        .set("/linux/readonlyPaths", json!([]))
+        .mount(json!({"destination": "/mnt", "type": "tmpfs", "source": "tmpfs"}))
+        .file("/marker", "of the bundle\n")
+        .sh("touch /mnt/here && cat /marker && exec sleep 1000");
+    let container = ctx.start(&bundle);
+    container.says("of the bundle");
+    assert_eq!(container.exec(&["cat", "/marker"]).ok().stdout, "of the bundle\n");
+    assert!(bundle.path("/mnt/here").exists(), "the mounts are among the caller's");
+    container.kill("KILL").stopped().delete();
+    assert_eq!(proa_integration::host::mounts(), before);
+
+    bundle.args(&["/no/such/program"]);
+    ctx.create_call(&bundle, &ctx.id(), &[])
+        .output()
+        .refused(&["/no/such/program"]);
+    assert_eq!(
+        proa_integration::host::mounts(),
+        before,
+        "a create that fails takes its mounts away"
+    );
+    bundle.args(&["true"]).set("/linux/rootfsPropagation", json!("shared"));
+    ctx.create_call(&bundle, &ctx.id(), &[])
+        .output()
+        .refused(&["linux.rootfsPropagation"]);
 }
 
 fn mounts_of_the_container_never_reach_the_host(ctx: &Ctx) {

@@ -13,6 +13,7 @@ use crate::logging;
 use crate::namespace::{self, Kind, enter};
 use crate::process::{self, Filter};
 use crate::rootfs;
+use crate::state;
 use nix::errno::Errno;
 use proa_executor::Handler;
 use report::Report;
@@ -203,7 +204,7 @@ fn enter_sandbox(
         }
         return Ok(());
     };
-    let mounted = rootfs::mount_all(plan)?;
+    let mounted = rootfs::mount_all(plan, &|mount, tree| report.map_ids(mount, tree).is_ok())?;
     if handover.parent_hooks {
         report.mounted()?;
     }
@@ -236,9 +237,14 @@ fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handl
         false => None,
     };
     // Last: that it succeeds tells that the process lived until now, so that what was opened by its pid is its own.
+    let lives = || state::process::alive(join.pid, join.start_time);
     match join.pidfd {
-        Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds)?,
-        None => enter::join_process_each(join.pid, &join.kinds)?,
+        Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds, lives)?,
+        None => enter::join_process_each(join.pid, &join.kinds, lives)?,
+    }
+    if !join.kinds.contains(&Kind::Mount) {
+        // setns(2) would have changed the root; without a mount namespace only init's own root leads there.
+        enter::change_root(root.as_fd())?;
     }
     Ok(cgroup)
 }

@@ -55,6 +55,12 @@ impl Report {
         self.wait_go()
     }
 
+    /// Asks for the id map of the mount at this place of the configuration, on its detached mount.
+    pub fn map_ids(&self, mount: usize, tree: BorrowedFd<'_>) -> Result<(), Error> {
+        self.say(&Message::MapIds(mount, tree.as_raw_fd()))?;
+        self.wait_go()
+    }
+
     /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
     pub fn ready(&self) -> Result<(), Error> {
         self.say(&Message::Ready)?;
@@ -107,18 +113,27 @@ impl Report {
 
     /// The last word.
     pub fn failed(&self, error: &Error) {
-        let text = match error {
+        let message = match error {
+            Error::Executor(proa_executor::Error::Exec { .. }) => {
+                // It would be the program's own log by now, and there the cause is looked for, as with runc.
+                complain(&format!("{error}\n"));
+                Message::Unexecutable(error.to_string())
+            }
             // Callers know these by their beginning, `exec: "x": …`.
-            Error::Executor(_) => error.to_string(),
-            _ => format!("error during container init: {error}"),
+            Error::Executor(_) => Message::Failed(error.to_string()),
+            _ => Message::Failed(format!("error during container init: {error}")),
         };
-        let told = self.say(&Message::Failed(text)).is_ok();
-        // A parent that is gone is the parent's to explain. One write(2): it may be killing this process just now.
+        let told = self.say(&message).is_ok();
+        // A parent that is gone is the parent's to explain.
         if !told && !matches!(error, Error::Orphaned) {
-            use std::io::Write;
-            let line = format!("proa: {error}\n");
-            // There is nobody left to tell that this failed, too.
-            std::io::stderr().write_all(line.as_bytes()).ok();
+            complain(&format!("proa: {error}\n"));
         }
     }
+}
+
+/// One write(2) to stderr: the parent may be killing this process just now.
+fn complain(line: &str) {
+    use std::io::Write;
+    // There is nobody left to tell that this failed, too.
+    std::io::stderr().write_all(line.as_bytes()).ok();
 }

@@ -1,6 +1,27 @@
 //! The runtime under containerd (its client and its CRI plugin), podman and Docker, each started by the test with directories
 //! and sockets of its own. Where a manager needs configuration, it is the block that `docs/managers.md` shows.
 
+/// Registers tests for both releases of containerd: `name(ctx, release)` becomes `system::name` and `newer::name`.
+macro_rules! of_both {
+    ($($name:ident $(.$method:ident($($arg:expr),*))*;)*) => {
+        mod system {
+            use super::*;
+            $(fn $name(ctx: &Ctx) { super::$name(ctx, Release::System) })*
+            proa_integration::tests! { $($name $(.$method($($arg),*))*;)* }
+        }
+        mod newer {
+            use super::*;
+            $(fn $name(ctx: &Ctx) { super::$name(ctx, Release::Newer) })*
+            proa_integration::tests! { $($name $(.$method($($arg),*))*;)* }
+        }
+        /// The tests of this module, for both releases.
+        pub fn tests() -> Vec<proa_integration::Test> {
+            [system::tests(), newer::tests()].concat()
+        }
+    };
+}
+
+mod checkpoint;
 mod containerd;
 mod cri;
 mod docker;
@@ -24,10 +45,16 @@ const WASM: &[&str] = &["--annotation", "run.oci.handler=wasm"];
 
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
-    [containerd::tests(), cri::tests(), docker::tests(), podman::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        checkpoint::tests(),
+        containerd::tests(),
+        cri::tests(),
+        docker::tests(),
+        podman::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// A guest with something to see: arguments, status, terminal, and an end only by signal.

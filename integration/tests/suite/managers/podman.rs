@@ -28,7 +28,7 @@ tests! {
     podman_shows_why_wasm_did_not_start .views(V1).seconds(120).only_proa();
 }
 
-struct Podman<'a> {
+pub struct Podman<'a> {
     ctx: &'a Ctx,
 }
 
@@ -41,7 +41,7 @@ fn cgroup_parent(ctx: &Ctx) -> String {
     }
 }
 
-fn podman<'a>(ctx: &'a Ctx, image: &Path) -> Podman<'a> {
+pub fn podman<'a>(ctx: &'a Ctx, image: &Path) -> Podman<'a> {
     // A systemd of the view lives in /run.
     if !ctx.view.has_systemd() {
         ctx.tmpfs(Path::new("/run"), "mode=755");
@@ -109,7 +109,7 @@ impl Podman<'_> {
         command
     }
 
-    fn call(&self, args: &[&str]) -> Said {
+    pub fn call(&self, args: &[&str]) -> Said {
         say(&mut self.command("proa", args), self.ctx)
     }
 
@@ -129,7 +129,7 @@ impl Podman<'_> {
         args
     }
 
-    fn run(&self, flags: &[&str], program: &[&str]) -> Said {
+    pub fn run(&self, flags: &[&str], program: &[&str]) -> Said {
         self.call(&Self::run_args(&cgroup_parent(self.ctx), flags, IMAGE, program))
     }
 

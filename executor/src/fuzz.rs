@@ -1,0 +1,72 @@
+//! The fuzz target of this crate, a library function so that a test can replay its corpus: what a file of any content is
+//! taken for, and which hull any annotations choose.
+
+use crate::recognise::{self, HANDLER, VARIANT};
+use crate::wasm::module::{self, AOT_SECTION, Kind};
+use crate::{Hull, wasm::Refusal};
+use std::collections::HashMap;
+use std::io::Cursor;
+
+/// Looks at `data` as a module, and at its words as annotations.
+pub fn wasm(data: &[u8]) {
+    recognise(data);
+    let head = &data[..data.len().min(4096)];
+    match module::kind(head) {
+        Ok(Kind::Module) => assert!(data.starts_with(b"\0asm\x01\0\0\0")),
+        Ok(Kind::Program) => return assert!(data.starts_with(b"#!") || data.starts_with(b"\x7fELF")),
+        Err(refusal) => return assert!(!refusal.to_string().is_empty()),
+    }
+    let survey = match module::survey(Cursor::new(data), data.len() as u64) {
+        Ok(survey) => survey,
+        Err(Refusal::Read(error)) => panic!("{error}"),
+        Err(refusal) => return assert!(!refusal.to_string().is_empty()),
+    };
+    // What it says must be in the file: nothing it remembers is larger.
+    assert!(survey.imports.iter().map(String::len).sum::<usize>() <= 3 * data.len());
+    let mut hidden = data.to_vec();
+    for &offset in &survey.aot {
+        assert!(data[offset as usize..].starts_with(AOT_SECTION), "at {offset}");
+    }
+    module::hide_aot(&mut hidden, &survey.aot);
+    let again = module::survey(Cursor::new(&hidden), hidden.len() as u64).expect("only names changed");
+    assert_eq!(again.aot, [], "code that was compiled ahead of time is left");
+    assert_eq!((again.command, again.pages), (survey.command, survey.pages));
+    if survey.check(Some(0)).is_ok() {
+        assert!(survey.command && survey.pages == 0);
+    }
+}
+
+fn recognise(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let mut words = text.split('\n');
+    let mut next = || words.next().unwrap_or_default();
+    let (program, entrypoint) = (next(), next());
+    let mut annotations = HashMap::new();
+    for key in [HANDLER, VARIANT, "io.kubernetes.cri.container-type"] {
+        let value = next();
+        if !value.is_empty() {
+            annotations.insert(key.to_owned(), value.to_owned());
+        }
+    }
+    let sandbox = annotations.get("io.kubernetes.cri.container-type").map(String::as_str) == Some("sandbox");
+    let handler = annotations.get(HANDLER).map(String::as_str);
+    match recognise::hull(&annotations, program, entrypoint) {
+        Ok(Hull::Wasm) => assert!(!entrypoint.is_empty() && !sandbox && handler != Some("none")),
+        Ok(Hull::Native) => {}
+        Err(error) => assert!(error.to_string().contains(handler.unwrap_or("?")), "{error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_corpus_is_replayed() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/wasm");
+        let mut count = 0;
+        for entry in std::fs::read_dir(corpus).unwrap() {
+            super::wasm(&std::fs::read(entry.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count > 0, "{corpus} is empty");
+    }
+}

