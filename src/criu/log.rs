@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+/// What CRIU finds out about every host and complains of, and goes on.
+const NOISE: [&str; 2] = ["Unable to create tun", "Can't setup RLIMIT_NOFILE"];
+
 /// How many lines before one with an error are shown with it.
 const BEFORE: usize = 5;
 
-/// Quotes what `path` says of errors to our log, as runc does, and returns the last of them that tells a cause.
+/// Quotes what `path` says of errors to our log, as runc does, and returns the first of them: the others follow from it.
 pub fn quote(path: &Path) -> Option<String> {
     let text = match std::fs::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
@@ -14,20 +17,19 @@ pub fn quote(path: &Path) -> Option<String> {
             return None;
         }
     };
-    let (quoted, last) = errors(&text);
+    let (quoted, first) = errors(&text);
     if !quoted.is_empty() {
         tracing::warn!("--- Quoting {path:?}");
         quoted.iter().for_each(|line| tracing::warn!("{line}"));
         tracing::warn!("---");
     }
-    last
+    first
 }
 
-/// Each line with `Error`, numbered, and what goes before it; and the message of the last one, but for those that only say
-/// that something failed (`Dumping FAILED.`) or what could not be undone.
+/// Each line with `Error`, numbered, and what goes before it; and the message of the first one that is no [`NOISE`].
 fn errors(text: &str) -> (Vec<String>, Option<String>) {
     let lines: Vec<&str> = text.lines().collect();
-    let (mut quoted, mut next, mut last) = (Vec::new(), 0, None);
+    let (mut quoted, mut next, mut first) = (Vec::new(), 0, None);
     for (at, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("Error")) {
         let from = at.saturating_sub(BEFORE);
         if !quoted.is_empty() && from > next {
@@ -39,13 +41,12 @@ fn errors(text: &str) -> (Vec<String>, Option<String>) {
             }
         }
         next = at + 1;
-        let consequence = ["FAILED.", "cgroupd: recv", "Unable to umount"];
-        if !consequence.iter().any(|words| line.contains(words)) {
+        if first.is_none() && !NOISE.iter().any(|words| line.contains(words)) {
             // Without the time stamp.
-            last = line.find("Error").map(|at| line[at..].to_owned());
+            first = line.find("Error").map(|at| line[at..].to_owned());
         }
     }
-    (quoted, last)
+    (quoted, first)
 }
 
 #[cfg(test)]
@@ -56,20 +57,20 @@ mod tests {
     fn errors_are_quoted_with_what_leads_to_them() {
         let text =
             "(0.1) 1\n2\n3\n4\n5\n6\n(0.2) Error (x.c:1): first\n8\n\n10\n11\n12\n13\n14\n15\nError: Dumping FAILED.\n";
-        let (quoted, last) = errors(text);
+        let (quoted, first) = errors(text);
         assert_eq!(quoted[0], "2:2");
         assert_eq!(quoted[5], "7:(0.2) Error (x.c:1): first");
         assert_eq!(quoted[6], "...");
         assert_eq!(quoted[7], "11:11");
         assert_eq!(quoted.last().unwrap(), "16:Error: Dumping FAILED.");
-        assert_eq!(last.unwrap(), "Error (x.c:1): first");
+        assert_eq!(first.unwrap(), "Error (x.c:1): first");
         assert_eq!(errors("fine\n"), (Vec::new(), None));
     }
 
     #[test]
     fn neighbours_are_quoted_once() {
-        let (quoted, last) = errors("1\nError: a\n3\nError: b\n");
+        let (quoted, first) = errors("1\nError: a\n3\nError: b\n");
         assert_eq!(quoted, ["1:1", "2:Error: a", "3:3", "4:Error: b"]);
-        assert_eq!(last.unwrap(), "Error: b");
+        assert_eq!(first.unwrap(), "Error: a");
     }
 }

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::criu::rpc::{CgroupRoot, ExternalMount, InheritFd, JoinNamespace, Options, Request, RequestType};
 use crate::criu::{self, Worker, descriptors};
 use crate::host::Host;
-use crate::namespace::Kind;
+use crate::namespace::{Kind, enter};
 use crate::plan::Plan;
 use crate::rootfs;
 use crate::state::{Record, Store};
@@ -265,6 +265,15 @@ impl Restoring<'_> {
 
     /// The first process is there, with its namespaces, and nothing in them yet.
     fn namespaces_are_there(&mut self, pid: i32) -> Result<(), Error> {
+        if self.plan.namespaces.makes(Kind::Network) {
+            // CRIU was told to leave the network namespace empty. Addresses of `lo` are there only once it is up, and what
+            // listens on one comes next.
+            let own = enter::open_of(nix::unistd::getpid().as_raw(), Kind::Network)?;
+            enter::join(Kind::Network, enter::open_of(pid, Kind::Network)?.as_fd())?;
+            let up = enter::loopback_up();
+            enter::join(Kind::Network, own.as_fd())?;
+            up?;
+        }
         if !parent::has_parent_hooks(&self.plan.hooks) {
             return Ok(());
         }

@@ -16,7 +16,8 @@ tests! {
     established_connections_are_restored .once();
 }
 
-fn has_feature(name: &str) -> bool {
+/// Whether CRIU and the kernel have what `criu check` calls that.
+pub fn has_feature(name: &str) -> bool {
     let check = Command::new("criu")
         .args(["check", "--feature", name])
         .output()

@@ -4,6 +4,8 @@ mod migrate;
 mod refusals;
 mod sandbox;
 
+pub use migrate::has_feature;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

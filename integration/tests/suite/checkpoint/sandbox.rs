@@ -18,6 +18,7 @@ tests! {
     a_pipe_inside_the_container_is_no_standard_stream .once().not_for(&[(Kind::Runc, "cannot tell")]);
     a_joined_network_namespace_is_joined_again;
     a_joined_pid_namespace_is_joined_again .once();
+    a_network_namespace_of_its_own_has_its_loopback_again .once().not_for(&[(Kind::Runc, "leaves it down")]);
     user_namespace_is_restored .once();
     volumes_are_mounted_again .once();
     mount_points_inside_volumes_are_made_again .once();
@@ -191,6 +192,18 @@ fn a_joined_network_namespace_is_joined_again(ctx: &Ctx) {
     assert_eq!(ask(&container, &bundle), word);
     let inode = |path: &str| fs::metadata(path).unwrap().ino();
     assert_eq!(inode(&format!("/proc/{}/ns/net", container.pid())), inode(&path));
+}
+
+fn a_network_namespace_of_its_own_has_its_loopback_again(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    // What listens on an address can't be restored before the address is there.
+    bundle
+        .set("/root/readonly", json!(false))
+        .sh("nc -l -s 127.0.0.1 -p 7777 -e echo heard & sleep 0.2; echo up > /up; while :; do sleep 0.05; done");
+    let container = start(ctx, &bundle);
+    checkpoint(ctx, &container, &[]).ok();
+    restore(ctx, &container, &bundle, &[]).ok();
+    assert_eq!(container.exec(&["nc", "127.0.0.1", "7777"]).ok().text(), "heard");
 }
 
 fn a_joined_pid_namespace_is_joined_again(ctx: &Ctx) {
