@@ -199,11 +199,13 @@ fn a_network_namespace_of_its_own_has_its_loopback_again(ctx: &Ctx) {
     // What listens on an address can't be restored before the address is there.
     bundle
         .set("/root/readonly", json!(false))
-        .sh("nc -l -s 127.0.0.1 -p 7777 -e echo heard & sleep 0.2; echo up > /up; while :; do sleep 0.05; done");
+        .sh("echo up > /up; exec httpd -f -p 127.0.0.1:7777 -h /");
     let container = start(ctx, &bundle);
+    let page = || container.exec(&["wget", "-q", "-O", "-", "http://127.0.0.1:7777/up"]);
+    eventually("the server", || (page().code == 0).then_some(()));
     checkpoint(ctx, &container, &[]).ok();
     restore(ctx, &container, &bundle, &[]).ok();
-    assert_eq!(container.exec(&["nc", "127.0.0.1", "7777"]).ok().text(), "heard");
+    assert_eq!(page().ok().text(), "up");
 }
 
 fn a_joined_pid_namespace_is_joined_again(ctx: &Ctx) {
