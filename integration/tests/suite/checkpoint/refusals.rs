@@ -17,6 +17,7 @@ tests! {
     a_failed_checkpoint_leaves_the_container_running .once();
     restore_without_images_is_refused .once();
     a_failed_restore_leaves_nothing;
+    a_killed_restore_can_be_deleted;
     an_id_in_use_is_refused .once();
     a_namespace_that_is_gone_is_refused .once();
     logs_go_to_the_work_path .once();
@@ -142,6 +143,28 @@ fn a_failed_restore_leaves_nothing(ctx: &Ctx) {
     container.forget();
     assert!(!ctx.root.join(&container.id).exists());
     assert!(!container.cgroup_dir("devices").exists());
+}
+
+fn a_killed_restore_can_be_deleted(ctx: &Ctx) {
+    let bundle = bundle(ctx);
+    let container = start(ctx, &bundle);
+    let word = ask(&container, &bundle);
+    checkpoint(ctx, &container, &[]).ok();
+    let hooks = json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", "kill -9 $PPID; sleep 0.1"]}]});
+    bundle.set("/hooks", hooks);
+    restore(ctx, &container, &bundle, &[]).code(1009);
+    // CRIU finds out that nobody listens any more, and ends what it has made.
+    eventually("the end of CRIU", || {
+        let procs = container.cgroup_dir("devices").join("cgroup.procs");
+        fs::read_to_string(procs).unwrap_or_default().is_empty().then_some(())
+    });
+    container.verb(&["delete", "--force"]).ok();
+    super::gone(&container);
+    assert!(!container.cgroup_dir("devices").exists());
+    assert!(bundle.path("/bin/busybox").exists(), "the root is untouched");
+    bundle.set("/hooks", json!({}));
+    restore(ctx, &container, &bundle, &[]).ok();
+    assert_eq!(ask(&container, &bundle), word);
 }
 
 fn an_id_in_use_is_refused(ctx: &Ctx) {
