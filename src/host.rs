@@ -22,6 +22,12 @@ impl Host {
         let rootless = rootless.unwrap_or_else(|| euid != 0 || in_user_namespace());
         Self { euid, egid, rootless }
     }
+
+    /// Whether proa has no rights at all beyond its user's. Uid 0 of a user namespace, as which podman calls for an
+    /// unprivileged user, has them over what that namespace owns: it writes id maps itself, and needs no helper.
+    pub fn unprivileged(&self) -> bool {
+        self.euid != 0
+    }
 }
 
 /// Whether this process is in a user namespace other than the initial one. Where `/proc` can't be read, it is taken for the

@@ -1,6 +1,7 @@
 //! Why a cgroup operation failed.
 
 use super::dbus;
+use crate::errno::words;
 use nix::errno::Errno;
 use std::path::PathBuf;
 
@@ -16,7 +17,7 @@ pub enum Error {
     #[error("cgroup v1: the devices controller is not mounted")]
     NoDevices,
     /// A system call on a cgroup file or directory failed.
-    #[error("{call} {path}: {errno}", path = path.display(), errno = errno.desc())]
+    #[error("{call} {path}: {errno}", path = path.display(), errno = words(*errno))]
     Call {
         /// The call, e.g. `mkdir`.
         call: &'static str,
@@ -26,7 +27,7 @@ pub enum Error {
         errno: Errno,
     },
     /// The kernel refused a value.
-    #[error("{field}: failed to write {value:?}: write {path}: {errno}", path = path.display(), errno = errno.desc())]
+    #[error("{field}: failed to write {value:?}: write {path}: {errno}", path = path.display(), errno = words(*errno))]
     Write {
         /// The field of config.json that asked for it.
         field: &'static str,
@@ -75,7 +76,7 @@ pub enum Error {
         controller: String,
     },
     /// A key of `linux.resources.unified` that the kernel refused.
-    #[error("unable to set unified resource {key:?}: write {value:?} to {path}: {errno}", path = path.display(), errno = errno.desc())]
+    #[error("unable to set unified resource {key:?}: write {value:?} to {path}: {errno}", path = path.display(), errno = words(*errno))]
     UnifiedWrite {
         /// The key.
         key: String,
@@ -107,7 +108,7 @@ pub enum Error {
         kind: String,
     },
     /// The cgroup that `exec --cgroup` names is not there. Words are runc's.
-    #[error("error adding pid to cgroup {path}: {errno}", path = path.display(), errno = errno.desc())]
+    #[error("error adding pid to cgroup {path}: {errno}", path = path.display(), errno = words(*errno))]
     Join {
         /// The directory.
         path: PathBuf,
@@ -160,7 +161,7 @@ pub enum Error {
         wildcard: String,
     },
     /// bpf(2) refused the device program.
-    #[error("linux.resources.devices: bpf({call}) for {path}: {errno}", path = path.display(), errno = errno.desc())]
+    #[error("linux.resources.devices: bpf({call}) for {path}: {errno}", path = path.display(), errno = words(*errno))]
     Bpf {
         /// The bpf(2) command.
         call: &'static str,
@@ -172,7 +173,7 @@ pub enum Error {
     /// No permission for cgroups, but limits or a path that need it.
     #[error(
         "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: mkdir {path}: {errno}",
-        path = path.display(), errno = errno.desc()
+        path = path.display(), errno = words(*errno)
     )]
     Rootless {
         /// The directory that could not be made.
@@ -187,7 +188,7 @@ pub enum Error {
     #[error("cannot use rootless systemd cgroups manager on cgroup v1")]
     RootlessSystemdV1,
     /// Processes are still in a cgroup that was to be removed.
-    #[error("Failed to remove paths: {path}: {errno}", path = path.display(), errno = errno.desc())]
+    #[error("Failed to remove paths: {path}: {errno}", path = path.display(), errno = words(*errno))]
     Remove {
         /// The directory.
         path: PathBuf,

@@ -61,6 +61,19 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// Whether the kernel has killed a process of the container for want of memory. It is asked to explain a failure: where
+    /// nothing can be learned, that is no further one.
+    pub fn was_out_of_memory(&self) -> bool {
+        let file = match self.is_legacy() {
+            true => "memory.oom_control",
+            false => "memory.events",
+        };
+        let killed = self.path("memory").map(|dir| killed_in(dir, file));
+        matches!(killed, Some(Ok(1..)))
+    }
+}
+
 /// Documentation/admin-guide/cgroup-v1/memory.rst, section 10: an eventfd is tied to `memory.oom_control`.
 fn v1(dir: PathBuf) -> Result<Source, Error> {
     let failed = |call: &'static str, path: PathBuf| move |errno| Error::Call { call, path, errno };
@@ -110,7 +123,12 @@ fn v2(dir: PathBuf) -> Result<Source, Error> {
 }
 
 fn kills(dir: &std::path::Path) -> Result<u64, Error> {
-    let text = Dir(dir).text_if_any("memory.events")?.unwrap_or_default();
+    killed_in(dir, "memory.events")
+}
+
+/// How often the kernel has killed a process of the cgroup for want of memory, as the file with its events says.
+fn killed_in(dir: &std::path::Path, file: &'static str) -> Result<u64, Error> {
+    let text = Dir(dir).text_if_any(file)?.unwrap_or_default();
     Ok(super::file::keyed(&text, "oom_kill").unwrap_or(0))
 }
 

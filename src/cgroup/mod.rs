@@ -54,6 +54,8 @@ pub enum Driver {
     Cgroupfs,
     /// systemd makes a transient scope, asked over D-Bus (`--systemd-cgroup`).
     Systemd,
+    /// Nobody: the container stays in its caller's cgroup (`--cgroup-manager disabled`, podman's `--cgroups=disabled`).
+    Disabled,
 }
 
 /// Which cgroup a container gets and with which limits.
@@ -69,6 +71,8 @@ pub struct Plan {
     rootless: bool,
     /// Whether config.json names the cgroup. Then even an unprivileged caller must get it.
     explicit: bool,
+    /// Whether there is to be no cgroup at all.
+    disabled: bool,
 }
 
 /// What the state file keeps of a cgroup, enough to find it again.
@@ -128,6 +132,14 @@ pub fn plan(spec: &Spec, id: &str, driver: Driver, host: &Host) -> Result<Plan, 
     let rules = limits::rules(resources, devices::default_rules(linux))?;
     // Rules that can't be had must be refused before anything is made.
     devices::Emulator::new(&rules)?;
+    let limits = resources.map(Limits::new).unwrap_or_default();
+    let disabled = driver == Driver::Disabled;
+    if disabled && limits.is_set() {
+        return Err(Error::Field {
+            field: "linux.resources".into(),
+            problem: "has limits, which need a cgroup, and the cgroup manager is disabled".into(),
+        });
+    }
     Ok(Plan {
         id: id.to_owned(),
         place: Place::new(path.as_deref(), id),
@@ -141,10 +153,11 @@ pub fn plan(spec: &Spec, id: &str, driver: Driver, host: &Host) -> Result<Plan, 
         } else {
             Vec::new()
         },
-        limits: resources.map(Limits::new).unwrap_or_default(),
+        limits,
         rules,
         rootless: host.rootless,
         explicit: path.is_some_and(|path| !path.is_empty()),
+        disabled,
     })
 }
 

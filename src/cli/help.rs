@@ -73,6 +73,7 @@ GLOBAL OPTIONS:
    --log-format value  set the log format ('text' (default), or 'json') (default: \"text\")
    --root value        root directory for storage of container state (this should be located in tmpfs) (default: \"/run/proa\")
    --systemd-cgroup    enable systemd cgroup support, expects cgroupsPath to be of form \"slice:prefix:name\"
+   --cgroup-manager value  who makes cgroups: 'cgroupfs', 'systemd', or 'disabled' for none
    --rootless value    ignore cgroup permission errors ('true', 'false', or 'auto') (default: \"auto\")
    --help, -h          show help
    --version, -v       print the version

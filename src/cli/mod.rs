@@ -64,6 +64,8 @@ enum Error {
     RootIsRoot,
     #[error("invalid value {0:?} for --rootless: must be true, false or auto")]
     Rootless(String),
+    #[error("invalid value {0:?} for --cgroup-manager: must be cgroupfs, systemd or disabled")]
+    CgroupManager(String),
     #[error("{call} {path}: {source}", path = path.display())]
     Path {
         call: &'static str,
@@ -157,6 +159,9 @@ struct GlobalArgs {
     /// Ignore cgroup permission errors ('true', 'false', or 'auto')
     #[arg(long, default_value = "auto")]
     rootless: String,
+    /// Who makes cgroups ('cgroupfs', 'systemd' or 'disabled'): crun's, which podman gives
+    #[arg(long)]
+    cgroup_manager: Option<String>,
     /// Accepted for old callers: as with runc, it is the criu in PATH that is used
     #[arg(long, hide = true)]
     criu: Option<PathBuf>,
@@ -363,10 +368,12 @@ impl Call<'_> {
             auto if auto.is_empty() || auto.eq_ignore_ascii_case("auto") => None,
             other => Some(argv::boolean(other).ok_or_else(|| Error::Rootless(other.into()))?),
         };
-        let driver = if args.common.systemd_cgroup {
-            Driver::Systemd
-        } else {
-            Driver::Cgroupfs
+        let driver = match args.cgroup_manager.as_deref() {
+            None if args.common.systemd_cgroup => Driver::Systemd,
+            None | Some("cgroupfs") => Driver::Cgroupfs,
+            Some("systemd") => Driver::Systemd,
+            Some("disabled") => Driver::Disabled,
+            Some(other) => return Err(Error::CgroupManager(other.into())),
         };
         Ok(Globals {
             store: Store::new(root),

@@ -161,7 +161,10 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         lock: reservation.lock_number(),
         sources: &sources,
     };
-    let (init, channel, early) = request.spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)?;
+    let (init, channel, early) = request
+        .spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)
+        .map_err(|error| explained(error, cgroup))?;
+    let cgroup = &*cgroup;
     // Init has its own copy by now; only it may answer.
     drop(socket);
 
@@ -179,9 +182,11 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         sources: Some(&sources),
     };
     making.rdt = plan.process.rdt.clone();
-    attendant.until_created(&channel, early, &plan.process, image, || {
-        run_parent_hooks(&plan.hooks, &record)
-    })?;
+    attendant
+        .until_created(&channel, early, &plan.process, image, || {
+            run_parent_hooks(&plan.hooks, &record)
+        })
+        .map_err(|error| explained(error, cgroup))?;
     match start {
         StartBy::Socket => reservation.save_created(&mut record)?,
         StartBy::Channel => reservation.save_complete(&mut record)?,
@@ -195,6 +200,14 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         offer: Some(offer),
         making,
     })
+}
+
+/// Why init is gone, if its cgroup knows.
+fn explained(error: Error, cgroup: &Cgroup) -> Error {
+    match error {
+        Error::InitGone | Error::Channel(_) if cgroup.was_out_of_memory() => Error::OutOfMemory,
+        error => error,
+    }
 }
 
 impl Created {
@@ -291,7 +304,7 @@ impl Spawning<'_> {
             if settling.middle {
                 parent::expect(&channel, |message| matches!(message, Message::NeedMaps))?;
             }
-            idmap::write(&plan.namespaces, child.pid, !host.rootless, host.euid, host.egid)?;
+            idmap::write(&plan.namespaces, child.pid, !host.unprivileged(), host.euid, host.egid)?;
         }
         if settling.middle {
             if settling.map_ids {

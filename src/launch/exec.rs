@@ -25,7 +25,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         &config.spec,
         container.id(),
         process::Options {
-            no_new_keyring: false,
+            no_new_keyring: container.record.no_new_keyring,
             exec: true,
             rootless: Host::probe(None).rootless,
         },

@@ -136,6 +136,9 @@ pub enum Error {
     /// Init ended without a word.
     #[error("the container's init ended before the container was set up")]
     InitGone,
+    /// Init was killed for want of memory: runc's words.
+    #[error("unable to start container process: container init was OOM-killed (memory limit too low?)")]
+    OutOfMemory,
     /// A call on a path failed.
     #[error("{call} {path}: {source}", path = path.display())]
     Path {

@@ -88,6 +88,7 @@ pub fn record(plan: &Plan, host: &Host, cgroup: cgroup::Saved) -> Result<Record,
         cgroup,
         hull: plan.hull,
         terminal: plan.process.terminal,
+        no_new_keyring: plan.process.keyring.is_none(),
     })
 }
 

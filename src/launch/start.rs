@@ -4,10 +4,11 @@ use super::channel::{Channel, Message};
 use super::parent::Attendant;
 use super::{Error, hooks, parent, sdnotify};
 use crate::config::Config;
-use crate::state::{Action, Record, Refused, Store};
+use crate::state::{Action, Record, Refused, Store, process};
 use nix::sys::socket::SockFlag;
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
+use std::time::Duration;
 
 /// Starts the created container `id`.
 ///
@@ -39,7 +40,8 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         status: "created",
         sources: None,
     }
-    .until_running(&channel)?;
+    .until_running(&channel)
+    .inspect_err(|error| await_end(error, record))?;
     poststart(&config, &container.record)?;
     // Nobody listens there any more: later status checks need not even try.
     container.remove_start()?;
@@ -47,6 +49,21 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         listener.wait(&container.record);
     }
     Ok(())
+}
+
+/// Waits for the end of an init that has said why it ends: whoever hears that start failed finds the container stopped. A
+/// manager that deletes it at once, as containerd's client does, would be refused by its shim.
+fn await_end(error: &Error, record: &Record) {
+    if !matches!(error, Error::Init(_) | Error::Unexecutable { .. }) {
+        return;
+    }
+    if !process::wait_gone(record.pid, record.start_time, Duration::from_secs(10)) {
+        tracing::warn!(
+            "init (pid {}) of container {} still runs after {error}",
+            record.pid,
+            record.id
+        );
+    }
 }
 
 /// The `poststart` hooks. As with runc, the container is killed if one fails.
@@ -61,7 +78,7 @@ pub fn poststart(config: &Config, record: &Record) -> Result<(), Error> {
     };
     let ran = hooks::run_all("poststart", hooks, &hooks::state(record, "running", record.pid), None);
     if ran.is_err() {
-        match crate::state::process::signal(record.pid, record.start_time, nix::libc::SIGKILL) {
+        match process::signal(record.pid, record.start_time, nix::libc::SIGKILL) {
             // A short program has ended by itself meanwhile; what the hook said is what counts.
             Ok(()) | Err(crate::state::Error::NotRunning) => {}
             Err(error) => return Err(error.into()),

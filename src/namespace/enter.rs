@@ -5,7 +5,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 /// A namespace to join, opened by the parent: descriptors survive what happens to the path.
@@ -22,10 +22,10 @@ pub fn open(plan: &super::Plan) -> Result<Vec<(Kind, OwnedFd)>, Error> {
     plan.join
         .iter()
         .map(|join| {
-            let file = File::open(&join.path).map_err(|source| Error::Open {
+            let file = File::open(&join.path).map_err(|error| Error::Open {
                 kind: join.kind,
                 path: join.path.clone(),
-                source,
+                errno: errno_of(&error),
             })?;
             Ok((join.kind, file.into()))
         })
@@ -34,8 +34,11 @@ pub fn open(plan: &super::Plan) -> Result<Vec<(Kind, OwnedFd)>, Error> {
 
 /// Joins one namespace.
 pub fn join(kind: Kind, fd: BorrowedFd<'_>) -> Result<(), Error> {
-    setns(fd, CloneFlags::from_bits_retain(kind.flag() as i32)).map_err(|errno| Error::Call {
-        call: format!("setns({kind:?})"),
+    setns(fd, CloneFlags::from_bits_retain(kind.flag() as i32)).map_err(|errno| Error::Join {
+        kind,
+        // By what name it was opened nobody knows any more. Where even this is not to be seen, the descriptor must do.
+        path: std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+            .unwrap_or_else(|_| PathBuf::from(format!("<descriptor {}>", fd.as_raw_fd()))),
         errno,
     })
 }
@@ -74,7 +77,7 @@ pub fn join_process_each(pid: i32, kinds: &[Kind], lives: impl Fn() -> bool) -> 
     let mut later = Vec::new();
     for (kind, file) in others {
         match join(*kind, file.as_fd()) {
-            Err(Error::Call {
+            Err(Error::Join {
                 errno: Errno::EPERM, ..
             }) if !user.is_empty() => later.push((kind, file)),
             other => other?,
@@ -99,12 +102,21 @@ pub fn change_root(root: BorrowedFd<'_>) -> Result<(), Error> {
     rustix::process::chroot(".").map_err(failed("chroot(\".\")"))
 }
 
+/// What open(2) said.
+pub(super) fn errno_of(error: &std::io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
 /// A namespace of the process `pid`, opened.
 pub fn open_of(pid: i32, kind: Kind) -> Result<OwnedFd, Error> {
     let path = PathBuf::from(format!("/proc/{pid}/ns/{}", kind.file_name()));
     match File::open(&path) {
         Ok(file) => Ok(file.into()),
-        Err(source) => Err(Error::Open { kind, path, source }),
+        Err(error) => Err(Error::Open {
+            kind,
+            path,
+            errno: errno_of(&error),
+        }),
     }
 }
 

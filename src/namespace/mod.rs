@@ -5,6 +5,7 @@ pub mod enter;
 pub mod idmap;
 pub mod netdev;
 
+use crate::errno::words;
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
@@ -164,14 +165,24 @@ pub enum Error {
         problem: String,
     },
     /// A namespace file can't be opened.
-    #[error("namespace {kind:?}: open {path}: {source}", path = path.display())]
+    #[error("namespace path: open {path} (a {kind:?} namespace): {words}", path = path.display(), words = words(*errno))]
     Open {
         /// Its kind.
         kind: Kind,
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        errno: Errno,
+    },
+    /// A namespace can't be joined. Words are runc's.
+    #[error("failed to setns into {kind} namespace {path:?}: {errno}", kind = kind.file_name(), errno = words(*errno))]
+    Join {
+        /// Its kind.
+        kind: Kind,
+        /// The file that should be one.
+        path: PathBuf,
+        /// Why.
+        errno: Errno,
     },
     /// A system call refused.
     #[error("{call}: {errno}")]

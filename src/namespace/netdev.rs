@@ -214,10 +214,10 @@ impl Found<'_> {
 }
 
 fn open(path: &Path) -> Result<OwnedFd, Error> {
-    File::open(path).map(OwnedFd::from).map_err(|source| Error::Open {
+    File::open(path).map(OwnedFd::from).map_err(|error| Error::Open {
         kind: Kind::Network,
         path: path.into(),
-        source,
+        errno: enter::errno_of(&error),
     })
 }
 

@@ -4,6 +4,7 @@
 //! at some forty capabilities would double the calls that confining a process takes.
 
 use super::Error;
+use crate::errno::words;
 use nix::errno::Errno;
 use oci_spec::runtime::LinuxCapabilities;
 use proa_sys::security;
@@ -119,7 +120,8 @@ impl Capabilities {
         for number in bits(self.ambient) {
             if let Err(errno) = security::ambient_raise(number) {
                 // Less than asked for, never more; containers that ask for what they can't have are common.
-                tracing::warn!("can't raise ambient capability {}: {errno}", name(number));
+                let cause = words(errno);
+                tracing::warn!("can't raise ambient capability {}: {cause}", name(number));
             }
         }
         Ok(())

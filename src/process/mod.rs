@@ -36,6 +36,7 @@ pub use plan::{Affinity, MemoryPolicy, Rlimit, Scheduler, User, plan};
 pub use seccomp::{Filter, filter};
 pub use tune::{check_host, tune};
 
+use crate::errno::words;
 use nix::errno::Errno;
 use proa_executor::Guest;
 use serde::{Deserialize, Serialize};
@@ -126,7 +127,7 @@ pub enum Error {
     #[error("unable to init seccomp: {0}")]
     Seccomp(#[from] proa_seccomp::Error),
     /// `process.cwd` can't be entered.
-    #[error("chdir to cwd ({cwd:?}) set in config.json failed: {source}")]
+    #[error("chdir to cwd ({cwd:?}) set in config.json failed: {words}", words = words(*source))]
     Cwd {
         /// `process.cwd`.
         cwd: String,

@@ -1,5 +1,6 @@
 //! Why the file system can't be made.
 
+use crate::errno::words;
 use proa_sys::Errno;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -42,7 +43,7 @@ pub enum Error {
         cause: Box<Error>,
     },
     /// A sysctl can't be written.
-    #[error("linux.sysctl: {key}={value}: {cause}")]
+    #[error("linux.sysctl: {key}={value}: {cause}", key = dotted(key))]
     Sysctl {
         /// The file below `/proc/sys`.
         key: String,
@@ -100,15 +101,9 @@ impl Error {
     }
 }
 
-/// errno in the words that Go's runtime, and so every caller of runc, knows: strerror(3) without the capital.
-fn words(errno: Errno) -> String {
-    let text = errno.desc();
-    match text.as_bytes() {
-        [first, second, ..] if first.is_ascii_uppercase() && second.is_ascii_lowercase() => {
-            text[..1].to_ascii_lowercase() + &text[1..]
-        }
-        _ => text.into(),
-    }
+/// The name of a sysctl, as sysctl(8) writes it, from its file.
+fn dotted(file: &str) -> String {
+    file.chars().map(super::sysctl::swap).collect()
 }
 
 /// The errno of a system call, whoever wraps it.

@@ -251,7 +251,7 @@ fn bind(scene: &Scene<'_>) -> Result<(), Error> {
     let tree = match tree {
         Ok(tree) => {
             let place = bind_place(scene, tree.as_fd())?;
-            tree::attach(tree.as_fd(), place.fd.as_fd()).call(|| format!("move_mount({source:?}, {destination:?})"))?;
+            attach(tree.as_fd(), &place).call(|| format!("move_mount({source:?}, {destination:?})"))?;
             tree
         }
         Err(errno) if tree::unsupported(errno) => {
@@ -270,6 +270,15 @@ fn bind(scene: &Scene<'_>) -> Result<(), Error> {
     };
     flags(tree.as_fd(), scene.mount)?;
     scene.settle(tree.as_fd())
+}
+
+/// Puts a tree where it belongs. A directory on a file, or a file on a directory, is what move_mount(2) has only its most
+/// general answer for; mount(2) says ENOTDIR, which callers of runc look for to tell their users what was confused.
+fn attach(tree: BorrowedFd<'_>, place: &Place) -> Result<(), Errno> {
+    tree::attach(tree, place.fd.as_fd()).map_err(|errno| match (tree::dir(tree), tree::dir(place.fd.as_fd())) {
+        (Ok(source), Ok(target)) if errno == Errno::EINVAL && source != target => Errno::ENOTDIR,
+        _ => errno,
+    })
 }
 
 /// The mount point for what `source` is: a directory for a directory, a file for anything else.

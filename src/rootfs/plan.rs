@@ -263,7 +263,7 @@ pub(super) fn check_proc(field_name: &str, destination: &Path, kind: &Kind) -> R
 
 /// `uid=` and `gid=` of ids that the user namespace has not: the kernel would only say EINVAL (runc's words).
 fn check_owner_options(at: &str, options: &Parsed, spec: &Spec, host: &Host) -> Result<(), Error> {
-    let Some(linux) = spec.linux().as_ref().filter(|_| host.rootless) else {
+    let Some(linux) = spec.linux().as_ref().filter(|_| host.unprivileged()) else {
         return Ok(());
     };
     for option in options.data.split(',') {
@@ -303,7 +303,7 @@ fn idmap(
     if !bind {
         return Err(field(at, "id-mapped mounts are only supported for bind-mounts"));
     }
-    if host.rootless {
+    if host.unprivileged() {
         return Err(field(at, "id-mapped mounts are not supported for rootless containers"));
     }
     let recursive = options.idmap == Some(true);

@@ -337,7 +337,7 @@ pub(super) fn find_root(spec: &Spec, bundle: &Path) -> Result<PathBuf, Error> {
             _ => format!("{}: not a directory", path.display()),
         },
         Err(Errno::ENOENT) => format!("stat {}: no such file or directory", path.display()),
-        Err(errno) => format!("stat {}: {}", path.display(), errno.desc().to_lowercase()),
+        Err(errno) => format!("stat {}: {}", path.display(), crate::errno::words(errno)),
     };
     Err(Error::Root { problem })
 }

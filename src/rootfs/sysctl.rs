@@ -70,7 +70,7 @@ fn dotted(key: &str) -> String {
     }
 }
 
-fn swap(c: char) -> char {
+pub(super) fn swap(c: char) -> char {
     match c {
         '.' => '/',
         '/' => '.',

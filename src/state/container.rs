@@ -547,6 +547,7 @@ mod tests {
             cgroup: Default::default(),
             hull: proa_executor::Hull::Native,
             terminal: false,
+            no_new_keyring: false,
         }
     }
 

@@ -67,6 +67,9 @@ pub struct Record {
     pub hull: proa_executor::Hull,
     /// `process.noNewPrivileges`, capabilities and the like for `exec` are read from the stored `config.json`.
     pub terminal: bool,
+    /// `--no-new-keyring`, which holds for `exec` as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_new_keyring: bool,
 }
 
 /// A process that creates a container.

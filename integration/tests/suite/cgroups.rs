@@ -71,6 +71,9 @@ tests! {
     a_period_is_updated_alone .views(V1);
     quota_and_period_are_updated_together .views(V1);
     cpuset_and_pids_are_updated .views(V1);
+    a_memory_limit_too_low_for_init_is_the_cause_told .views(V1).only_proa();
+    a_disabled_cgroup_manager_makes_no_cgroup .views(ALL).only_proa();
+    limits_are_refused_with_a_disabled_cgroup_manager .views(ALL).only_proa();
     a_memory_limit_below_the_use_is_refused .views(V1).since_runc(1, 2).not_for(CRUN);
     a_refused_update_changes_nothing .views(V1).only_proa();
     a_pids_section_without_a_limit_is_no_limit .views(V1);
@@ -1089,4 +1092,42 @@ fn letters_that_are_no_device_access_are_ignored(ctx: &Ctx) {
         .set("/linux/resources/devices", rules)
         .sh("head -c 1 /dev/zero | wc -c");
     assert_eq!(ctx.run(&bundle).ok().text(), "1");
+}
+
+fn a_memory_limit_too_low_for_init_is_the_cause_told(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.set("/linux/resources/memory", json!({"limit": 4096}));
+    ctx.run(&bundle)
+        .refused(&["container init was OOM-killed (memory limit too low?)"]);
+}
+
+/// crun's option, which podman gives for `--cgroups=disabled`.
+fn a_disabled_cgroup_manager_makes_no_cgroup(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]);
+    let id = ctx.id();
+    let dir = bundle.dir.to_str().unwrap();
+    let call = |args: &[&str]| ctx.call(&[&["--cgroup-manager", "disabled"], args].concat()).output();
+    call(&["run", "--detach", "--bundle", dir, &id]).ok();
+    let pid = ctx.call(&["state", &id]).output().ok().json()["pid"].to_string();
+    let of = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    assert_eq!(of(&pid), of("self"));
+    assert_eq!(ctx.call(&["exec", &id, "echo", "hi"]).output().ok().text(), "hi");
+    ctx.call(&["pause", &id]).output().refused(&["freezer"]);
+    ctx.call(&["delete", "--force", &id]).output().ok();
+    call(&["--cgroup-manager", "none", "state", &id]).refused(&["--cgroup-manager", "\"none\""]);
+}
+
+fn limits_are_refused_with_a_disabled_cgroup_manager(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.set("/linux/resources/pids", json!({"limit": 10}));
+    let args = [
+        "--cgroup-manager",
+        "disabled",
+        "run",
+        "--bundle",
+        bundle.dir.to_str().unwrap(),
+        &ctx.id(),
+    ];
+    ctx.call(&args).output().refused(&["linux.resources: has limits"]);
 }

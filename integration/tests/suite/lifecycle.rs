@@ -1,6 +1,7 @@
 //! create, start, state, kill, delete, run, list, ps, pause, resume.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::signal::Signal;
 use proa_integration::ctx::eventually;
@@ -18,6 +19,7 @@ tests! {
     run_uses_the_current_directory_as_bundle;
     options_may_follow_the_id .since_runc(9, 9);
     create_waits_for_start;
+    a_container_that_could_not_start_can_be_deleted_at_once .only_proa();
     created_process_is_not_the_program_yet;
     state_has_the_fields_of_the_specification;
     state_carries_annotations;
@@ -512,4 +514,16 @@ fn list_shows_nothing_but_containers(ctx: &Ctx) {
     let out = ctx.call(&["list", "--quiet"]).output();
     assert_eq!(out.ok().text(), container.id);
     assert_eq!(out.stderr, "");
+}
+
+/// buildah deletes at once, and not by force: what is not stopped by then stays.
+fn a_container_that_could_not_start_can_be_deleted_at_once(ctx: &Ctx) {
+    for _ in 0..10 {
+        let bundle = ctx.bundle();
+        bundle.file("/bin/odd", "neither ELF nor script").args(&["/bin/odd"]);
+        fs::set_permissions(bundle.path("/bin/odd"), fs::Permissions::from_mode(0o755)).unwrap();
+        let container = ctx.create(&bundle);
+        container.verb(&["start"]).refused(&["exec format error"]);
+        container.verb(&["delete"]).ok();
+    }
 }

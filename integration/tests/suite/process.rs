@@ -549,6 +549,11 @@ fn no_new_keyring_keeps_the_callers(ctx: &Ctx) {
         id(&keyring(ctx, &["--no-new-keyring"])),
         id(&String::from_utf8_lossy(&host))
     );
+    // An exec has what its container has.
+    let container = ctx.create_with(ctx.bundle().args(&["sleep", "1000"]), &["--no-new-keyring"]);
+    container.start();
+    let inside = container.exec(&["probe", "keyring"]);
+    assert_eq!(id(inside.ok().text()), id(&String::from_utf8_lossy(&host)));
 }
 
 fn personality_is_set(ctx: &Ctx) {

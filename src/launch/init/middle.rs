@@ -44,7 +44,7 @@ fn join_foreign(handover: &mut Handover) -> Result<(), Error> {
         let fd = proa_sys::fd::duplicate(join.fd).map_err(failed("fcntl(namespace, F_DUPFD_CLOEXEC)"))?;
         match enter::join(join.kind, fd.as_fd()) {
             Ok(()) => {}
-            Err(namespace::Error::Call {
+            Err(namespace::Error::Join {
                 errno: Errno::EPERM, ..
             }) => left.push(join),
             Err(error) => return Err(error.into()),

@@ -2,9 +2,10 @@ use super::*;
 use serde_json::{Value, json};
 
 fn host(rootless: bool) -> Host {
+    let id = if rootless { 1000 } else { 0 };
     Host {
-        euid: 0,
-        egid: 0,
+        euid: id,
+        egid: id,
         rootless,
     }
 }

@@ -1,9 +1,10 @@
-//! The runtime under containerd (its client and its CRI plugin), podman and Docker, each started by the test with directories
+//! The runtime under containerd (its client and its CRI plugin), podman, buildah and Docker, each started by the test with directories
 //! and sockets of its own. Where a manager needs configuration, it is the block that `docs/managers.md` shows.
 
-/// Registers tests for both releases of containerd: `name(ctx, release)` becomes `system::name` and `newer::name`.
+/// Registers tests for both releases of a manager: `name(ctx, release)` becomes `system::name` and `newer::name`; those after
+/// `@newer` only the latter.
 macro_rules! of_both {
-    ($($name:ident $(.$method:ident($($arg:expr),*))*;)*) => {
+    ($($name:ident $(.$method:ident($($arg:expr),*))*;)* $(@newer $only:ident $(.$option:ident($($value:expr),*))*;)*) => {
         mod system {
             use super::*;
             $(fn $name(ctx: &Ctx) { super::$name(ctx, Release::System) })*
@@ -12,7 +13,11 @@ macro_rules! of_both {
         mod newer {
             use super::*;
             $(fn $name(ctx: &Ctx) { super::$name(ctx, Release::Newer) })*
-            proa_integration::tests! { $($name $(.$method($($arg),*))*;)* }
+            $(fn $only(ctx: &Ctx) { super::$only(ctx, Release::Newer) })*
+            proa_integration::tests! {
+                $($name $(.$method($($arg),*))*;)*
+                $($only $(.$option($($value),*))*;)*
+            }
         }
         /// The tests of this module, for both releases.
         pub fn tests() -> Vec<proa_integration::Test> {
@@ -21,13 +26,16 @@ macro_rules! of_both {
     };
 }
 
+mod buildah;
 mod checkpoint;
 mod containerd;
 mod cri;
 mod docker;
+mod later;
 mod podman;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -46,15 +54,13 @@ const WASM: &[&str] = &["--annotation", "run.oci.handler=wasm"];
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
     [
-        checkpoint::tests(),
         containerd::tests(),
         cri::tests(),
         docker::tests(),
         podman::tests(),
+        buildah::tests(),
     ]
-    .into_iter()
-    .flatten()
-    .collect()
+    .concat()
 }
 
 /// A guest with something to see: arguments, status, terminal, and an end only by signal.
@@ -100,7 +106,34 @@ fn busybox(ctx: &Ctx) -> PathBuf {
 /// The same with `/guest.wasm`, and with a component that no engine here runs.
 fn busybox_with_guest(ctx: &Ctx) -> PathBuf {
     let guest = fs::read(wasm::compile(&ctx.dir, "guest", GUEST, &[])).unwrap();
-    image_with(ctx, &[("guest.wasm", &guest), ("component.wasm", wasm::COMPONENT)])
+    let broken = b"\0asm\x01\0\0\0garbage";
+    image_with(
+        ctx,
+        &[
+            ("guest.wasm", &guest),
+            ("component.wasm", wasm::COMPONENT),
+            ("broken.wasm", broken),
+        ],
+    )
+}
+
+/// The same image with programs that cannot be executed: of another architecture, and for an interpreter that is not there.
+fn unfit_programs(ctx: &Ctx) -> PathBuf {
+    let mut other = fs::read(&ctx.probe).unwrap();
+    // e_machine, elf(5): none that there is.
+    other[18..20].copy_from_slice(&[0xff, 0xff]);
+    image_with(ctx, &[("other-arch", &other), ("no-interpreter", b"#!/no/such\n")])
+}
+
+/// The same with programs that are there, executable, and refused by the kernel.
+fn odd_programs(ctx: &Ctx) -> PathBuf {
+    image_with(
+        ctx,
+        &[
+            ("bin/garbage", b"neither ELF nor script"),
+            ("bin/lost", b"#!/no/such/interpreter\n"),
+        ],
+    )
 }
 
 fn image_with(ctx: &Ctx, files: &[(&str, &[u8])]) -> PathBuf {
@@ -108,7 +141,9 @@ fn image_with(ctx: &Ctx, files: &[(&str, &[u8])]) -> PathBuf {
     let rootfs = dir.join("rootfs");
     make_rootfs(&rootfs, &ctx.probe);
     for (name, bytes) in files {
-        fs::write(rootfs.join(name), bytes).unwrap();
+        let path = rootfs.join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let config = json!({"Env": ["PATH=/bin", "FROM_IMAGE=yes"], "Cmd": ["sh"]});
     image::archive(&dir, &rootfs, IMAGE, (image::architecture(), "linux"), &config)

@@ -313,10 +313,14 @@ fn containerd_hands_on_what_its_user_asks_for(ctx: &Ctx, release: Release) {
     }
     containerd.kill("KILL", &id);
     containerd.remove(&id);
-    let ids = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"];
-    let said = shell(&ids, "cat /proc/self/uid_map; stat -c %u:%g /bin; id -u");
-    let words: Vec<&str> = said.split_whitespace().collect();
-    assert_eq!(words, ["0", "100000", "65536", "0:0", "0"], "a user namespace");
+    // With these, containerd 1.6 forgets which runtime was asked for.
+    if release == Release::Newer {
+        let ids = ["--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536"];
+        let said = shell(&ids, "cat /proc/self/uid_map; stat -c %u:%g /bin; id -u");
+        let words: Vec<&str> = said.split_whitespace().collect();
+        assert_eq!(words, ["0", "100000", "65536", "0:0", "0"], "a user namespace");
+        assert_eq!(shell(&["--no-pivot"], "ls /bin/busybox"), "/bin/busybox\n");
+    }
 
     // A root directory instead of an image.
     let root = ctx.dir.join("image/rootfs");

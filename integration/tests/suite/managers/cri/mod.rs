@@ -44,13 +44,12 @@ struct Cri<'a> {
 }
 
 fn cri<'a>(ctx: &'a Ctx, release: Release, image: &Path) -> Cri<'a> {
-    cri_with(ctx, release, image, &[])
+    cri_with(ctx, release, image, &configuration(ctx, release), &[])
 }
 
-/// The same with an environment of the daemon's.
-fn cri_with<'a>(ctx: &'a Ctx, release: Release, image: &Path, env: &[(&str, &str)]) -> Cri<'a> {
-    let config = configuration(ctx, release);
-    let containerd = containerd::start(ctx, release, &config, env).namespace("k8s.io");
+/// The same with a configuration and an environment of the daemon's.
+fn cri_with<'a>(ctx: &'a Ctx, release: Release, image: &Path, config: &str, env: &[(&str, &str)]) -> Cri<'a> {
+    let containerd = containerd::start(ctx, release, config, env).namespace("k8s.io");
     containerd.import(image);
     containerd.import(&pause(ctx));
     let helpers = Path::new(env!("CARGO_MANIFEST_DIR")).join("helpers");
@@ -140,7 +139,7 @@ fn pause(ctx: &Ctx) -> PathBuf {
     let dir = ctx.mkdir("pause");
     let program = host::compile_helper("pause", &ctx.mkdir("helpers")).unwrap();
     let rootfs = dir.join("rootfs");
-    fs::create_dir(&rootfs).unwrap();
+    fs::create_dir_all(&rootfs).unwrap();
     fs::copy(program, rootfs.join("pause")).unwrap();
     let config = json!({"Entrypoint": ["/pause"]});
     image::archive(&dir, &rootfs, PAUSE, (image::architecture(), "linux"), &config)

@@ -17,7 +17,6 @@ of_both! {
     cri_gives_a_pod_its_own_network .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_shares_the_hosts_namespaces .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_shares_namespaces_in_a_pod .views(V1).seconds(120).not_for(NO_HYBRID);
-    cri_gives_a_pod_a_user_namespace .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_sets_a_pods_sysctls .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_mounts_volumes .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_limits_and_updates_resources .views(DRIVERS).seconds(120).not_for(NO_HYBRID);
@@ -25,6 +24,7 @@ of_both! {
     cri_ends_a_container_in_its_grace_period .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_says_that_memory_ran_out .views(DRIVERS).seconds(120).not_for(NO_HYBRID);
     cri_finds_its_pods_again .views(DRIVERS).seconds(120).not_for(NO_HYBRID);
+    @newer cri_gives_a_pod_a_user_namespace .views(V1).seconds(120).not_for(NO_HYBRID);
 }
 
 fn cri_runs_a_linux_pod(ctx: &Ctx, release: Release) {
@@ -166,10 +166,6 @@ fn cri_gives_a_pod_a_user_namespace(ctx: &Ctx, release: Release) {
     let ids = json!([{"host_id": 100000, "container_id": 0, "length": 65536}]);
     let options = json!({"network": "POD", "userns_options": {"mode": "POD", "uids": ids, "gids": ids}});
     let change = json!({"hostname": "pod", "linux": {"security_context": {"namespace_options": options}}});
-    if release == Release::System {
-        // 1.6 does not know them, and must not be what is tested.
-        return;
-    }
     let answer = cri.call("Status", json!({}));
     let handlers = answer["runtime_handlers"].as_array().unwrap();
     let proa = handlers.iter().find(|h| h["name"] == "proa").unwrap();

@@ -6,7 +6,7 @@ use proa_integration::Ctx;
 use serde_json::{Value, json};
 
 use super::super::{NO_HYBRID, V1, busybox};
-use super::{Release, cri};
+use super::{Release, configuration, cri, cri_with};
 
 of_both! {
     cri_sets_users_and_groups .views(V1).seconds(120).not_for(NO_HYBRID);
@@ -14,6 +14,8 @@ of_both! {
     cri_filters_system_calls .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_protects_paths .views(V1).seconds(120).not_for(NO_HYBRID);
     cri_hands_in_devices .views(V1).seconds(120).not_for(NO_HYBRID);
+    cri_hands_on_the_runtimes_options .views(V1).seconds(120).not_for(NO_HYBRID);
+    @newer cri_hands_in_cdi_devices .views(V1).seconds(120).not_for(NO_HYBRID);
 }
 
 /// A container's configuration with this in its security context.
@@ -188,5 +190,61 @@ fn cri_hands_in_devices(ctx: &Ctx, release: Release) {
     let fuse = json!({"devices": [{"host_path": "/dev/fuse", "container_path": "/dev/fuse", "permissions": "r"}]});
     let script = "(: </dev/fuse) && echo read; (: >/dev/fuse) 2>/dev/null || echo not written";
     assert_eq!(cri.shell(&pod, "r", script, &fuse), "read\nnot written\n");
+    cri.remove(&pod);
+}
+
+/// As accelerators are handed in: nodes, files, variables, and hooks that finish the job.
+fn cri_hands_in_cdi_devices(ctx: &Ctx, release: Release) {
+    let dir = ctx.mkdir("cdi");
+    let library = ctx.dir.join("library");
+    fs::write(&library, "of the host\n").unwrap();
+    let hook = |name: &str, to: &str| {
+        let script = format!("cat >{}", ctx.dir.join(to).display());
+        json!({"hookName": name, "path": "/bin/sh", "args": ["sh", "-c", script]})
+    };
+    let spec = json!({"cdiVersion": "0.5.0", "kind": "example.test/unit", "devices": [{
+        "name": "one",
+        "containerEdits": {
+            "env": ["UNIT=one"],
+            "deviceNodes": [{"path": "/dev/unit", "hostPath": "/dev/fuse", "permissions": "r"}],
+            "mounts": [{"hostPath": library, "containerPath": "/lib/unit", "options": ["ro", "bind", "nosuid", "nodev"]}],
+            "hooks": [hook("createRuntime", "host"), hook("createContainer", "container")]
+        }
+    }]});
+    fs::write(dir.join("unit.json"), spec.to_string()).unwrap();
+    let config = configuration(ctx, release);
+    let dirs = format!("restrict_oom_score_adj = true\ncdi_spec_dirs = [\"{}\"]", dir.display());
+    let config = config.replace("restrict_oom_score_adj = true", &dirs);
+    let mut cri = cri_with(ctx, release, &busybox(ctx), &config, &[]);
+    let pod = cri.pod(&json!({}));
+    let change = json!({"CDI_devices": [{"name": "example.test/unit=one"}]});
+    let script =
+        "echo $UNIT; cat /lib/unit; (: </dev/unit) && echo read; (: >/dev/unit) 2>/dev/null || echo not written";
+    assert_eq!(
+        cri.shell(&pod, "main", script, &change),
+        "one\nof the host\nread\nnot written\n"
+    );
+    for hook in ["host", "container"] {
+        let state: Value = serde_json::from_slice(&fs::read(ctx.dir.join(hook)).unwrap()).unwrap();
+        assert_eq!(state["status"], "creating", "{state}");
+    }
+    cri.remove(&pod);
+}
+
+fn cri_hands_on_the_runtimes_options(ctx: &Ctx, release: Release) {
+    let options = "NoPivotRoot = true\n    NoNewKeyring = true\n    BinaryName";
+    let config = configuration(ctx, release).replace("BinaryName", options);
+    let mut cri = cri_with(ctx, release, &busybox(ctx), &config, &[]);
+    let pod = cri.pod(&json!({}));
+    let id = cri.start(&pod, "main", &["sleep", "1000"]);
+    let root = ctx.dir.join("runc-root/k8s.io");
+    assert!(root.join(&id).is_dir(), "Root");
+    // The session keyring that a container would get has its id as name.
+    let keys = ["grep", "-c", &format!("_ses.{id}"), "/proc/keys"];
+    assert_eq!(cri.exec(&id, &keys).1, "0\n", "NoNewKeyring");
+    // What was moved over the root, not pivoted to, lies on top of what it covers.
+    let roots = ["sh", "-c", "cut -d' ' -f5 /proc/self/mountinfo | grep -c '^/$'"];
+    assert_eq!(cri.exec(&id, &roots), (0, "1\n".to_owned()), "NoPivotRoot");
+    assert_eq!(cri.stop(&id, 0), 137);
     cri.remove(&pod);
 }
