@@ -14,8 +14,8 @@ tests! {
     wasm_containers_are_refused .once().only_proa();
     id_mapped_volumes_are_refused .once().only_proa();
     a_missing_criu_is_named .once();
-    a_failed_checkpoint_leaves_the_container_running .once() .not_for(&[(Kind::Runc, "does not name the log")]);
-    restore_without_images_is_refused .once() .not_for(&[(Kind::Runc, "makes the directory")]);
+    a_failed_checkpoint_leaves_the_container_running .once().not_for(&[(Kind::Runc, "does not name the log")]);
+    restore_without_images_is_refused .once().not_for(&[(Kind::Runc, "makes the directory")]);
     a_failed_restore_leaves_nothing .not_for(&[(Kind::Runc, "does not name the log")]);
     a_killed_restore_can_be_deleted .not_for(&[(Kind::Runc, "leaves the cgroup")]);
     an_id_in_use_is_refused .once();

@@ -13,7 +13,7 @@ use super::{PROGRAM, ask, bundle, checkpoint, images, null, restore, start};
 tests! {
     terminal_goes_to_the_console_socket_again;
     restore_in_the_foreground_waits_and_returns_the_status .once();
-    terminal_of_a_foreground_restore_is_passed_through .once() .not_for(&[(Kind::Runc, "wants a terminal of its own")]);
+    terminal_of_a_foreground_restore_is_passed_through .once().not_for(&[(Kind::Runc, "wants a terminal of its own")]);
     standard_streams_are_those_of_restore .once();
     a_pipe_inside_the_container_is_no_standard_stream .once().not_for(&[(Kind::Runc, "cannot tell")]);
     a_joined_network_namespace_is_joined_again;
@@ -22,10 +22,10 @@ tests! {
     user_namespace_is_restored .once();
     volumes_are_mounted_again .once();
     mount_points_inside_volumes_are_made_again .once();
-    cgroup_mount_shows_the_new_cgroup .views(&[proa_integration::View::Hybrid, proa_integration::View::V1]) .not_for(&[(Kind::Runc, "shows its own cgroup")]);
+    cgroup_mount_shows_the_new_cgroup .views(&[proa_integration::View::Hybrid, proa_integration::View::V1]).not_for(&[(Kind::Runc, "shows its own cgroup")]);
     masked_and_read_only_paths_stay_so .once();
-    hooks_of_the_runtimes_namespaces_run_at_restore .once() .not_for(&[(Kind::Runc, "tells them that the container is stopped")]);
-    nothing_is_mounted_on_the_host_meanwhile .once() .not_for(&[(Kind::Runc, "mounts on the host")]);
+    hooks_of_the_runtimes_namespaces_run_at_restore .once().not_for(&[(Kind::Runc, "tells them that the container is stopped")]);
+    nothing_is_mounted_on_the_host_meanwhile .once().not_for(&[(Kind::Runc, "mounts on the host")]);
 }
 
 fn terminal_goes_to_the_console_socket_again(ctx: &Ctx) {
