@@ -11,6 +11,7 @@
 pub mod cgroup;
 pub mod cli;
 pub mod config;
+pub mod criu;
 pub mod errno;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

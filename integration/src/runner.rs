@@ -204,7 +204,8 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
                 stage
                     .env(vars::PROBE, &probe)
                     .env(vars::FAULT, &fault)
-                    .env(vars::RUNTIME, &path);
+                    .env(vars::RUNTIME, &path)
+                    .env("PATH", search_path());
                 one(stage, view, Duration::from_secs(test.seconds) * crate::patience())
             });
             trials.push(trial.with_ignored_flag(ignored));
@@ -223,6 +224,13 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         }
     }
     Ok(libtest_mimic::run(&args, trials).exit_code())
+}
+
+/// `PATH`, with the CRIU that set-up fetched (`scripts/setup-criu`) before one that the system may have.
+fn search_path() -> std::ffi::OsString {
+    let mut path = std::ffi::OsString::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/criu/bin:"));
+    path.push(std::env::var_os("PATH").unwrap_or_default());
+    path
 }
 
 /// Runs one test to its end or its deadline, and looks at what it left on the host.

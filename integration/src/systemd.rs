@@ -7,8 +7,8 @@
 //!         body          the test itself
 //! ```
 //!
-//! Nothing of the host is written to: `/` is read-only there, `/run` and `/dev` are private, and the cgroup namespace ends at
-//! the test's own subtree.
+//! Nothing of the host is written to but temporary files: `/` is read-only there, `/run` and `/dev` are private, and the
+//! cgroup namespace ends at the test's own subtree.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -112,6 +112,7 @@ pub fn boot(tag: &str, view: View) -> Result<ExitCode, String> {
     {
         stage::tmpfs(Path::new(at), "mode=755")?;
     }
+    keep_writable(&std::env::temp_dir())?;
     own_cgroups(tag, view)?;
     let units = dir.join("units");
     fs::create_dir(&units).map_err(|e| format!("{}: {e}", units.display()))?;
@@ -222,6 +223,12 @@ fn own_cgroups(tag: &str, view: View) -> Result<(), String> {
 fn read_only(at: &str) -> Result<(), String> {
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     mount(None::<&str>, at, None::<&str>, flags, None::<&str>).map_err(|e| format!("make {at} read-only: {e}"))
+}
+
+/// Makes a directory a mount of its own, with those below it, which a read-only `/` does not concern.
+fn keep_writable(at: &Path) -> Result<(), String> {
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(at), at, None::<&str>, flags, None::<&str>).map_err(|e| format!("bind {}: {e}", at.display()))
 }
 
 fn bind_read_only(at: &str) -> Result<(), String> {

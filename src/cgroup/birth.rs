@@ -158,6 +158,20 @@ impl Cgroup {
         }
     }
 
+    /// Puts a process that runs already into the cgroup, to have its children there (`restore`).
+    ///
+    /// After an error [`Cgroup::destroy`] undoes what was done.
+    pub fn take_in(&mut self, pid: Pid) -> Result<(), Error> {
+        if self.pending.is_some() {
+            return self.attach(pid, "");
+        }
+        let directories = self.v1.iter().map(|node| &node.path).chain(&self.unified);
+        for directory in directories {
+            super::create::enter(directory, pid)?;
+        }
+        Ok(())
+    }
+
     /// runc's rule: an unprivileged caller who named no cgroup does not fail for want of permission.
     fn tolerate<T>(&self, result: Result<T, Errno>, path: &Path) -> Result<Option<T>, Error> {
         match result {

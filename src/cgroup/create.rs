@@ -323,7 +323,7 @@ fn complete_v1(cgroup: &mut Cgroup, layout: &Layout, limits: &Limits, rules: &[R
     apply_v1(cgroup, limits, rules, false)
 }
 
-fn enter(dir: &Path, pid: Pid) -> Result<(), Error> {
+pub(super) fn enter(dir: &Path, pid: Pid) -> Result<(), Error> {
     let path = dir.join("cgroup.procs");
     file::write(&path, &pid.to_string()).map_err(|errno| {
         let (field, value) = ("linux.cgroupsPath", pid.to_string());

@@ -327,6 +327,19 @@ impl Cgroup {
         self.v1.is_empty() && self.unified.is_none() && self.unit.is_none() && self.pending.is_none()
     }
 
+    /// On a v1 host, the container's directory in each hierarchy, by the name that a `cgroup` mount shows it under.
+    pub fn hierarchies(&self) -> Vec<(String, PathBuf)> {
+        if !self.is_legacy() {
+            return Vec::new();
+        }
+        let named = |node: &Node| {
+            let name = node.controllers.join(",");
+            (name.trim_start_matches("name=").to_owned(), node.path.clone())
+        };
+        let unified = self.unified.iter().map(|path| ("unified".to_owned(), path.clone()));
+        self.v1.iter().map(named).chain(unified).collect()
+    }
+
     /// Whether limits are v1's.
     fn is_legacy(&self) -> bool {
         !self.v1.is_empty()

@@ -164,7 +164,12 @@ const MEMORY_POLICY_MODES: &[&str] = &[
 const MEMORY_POLICY_FLAGS: &[&str] = &["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"];
 
 /// Annotations that make the runtime do something, so that an engine must not pass them on from an untrusted image.
-const UNSAFE_ANNOTATIONS: &[&str] = &["module.wasm.image/", "org.systemd.property.", "run.oci.handler"];
+const UNSAFE_ANNOTATIONS: &[&str] = &[
+    "module.wasm.image/",
+    "org.criu.config",
+    "org.systemd.property.",
+    "run.oci.handler",
+];
 
 /// The architectures that the libseccomp in this build has, too.
 fn seccomp_archs() -> Vec<&'static str> {
@@ -231,7 +236,7 @@ fn features() -> Features {
             ),
             ("io.github.proa.commit", help::COMMIT.unwrap_or_default().to_owned()),
             ("io.github.proa.version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("org.opencontainers.runc.checkpoint.enabled", "false".to_owned()),
+            ("org.opencontainers.runc.checkpoint.enabled", "true".to_owned()),
         ]),
         potentially_unsafe_config_annotations: UNSAFE_ANNOTATIONS,
     }

@@ -19,10 +19,7 @@ pub fn version() -> String {
 }
 
 const COMMANDS: &[(&str, &str)] = &[
-    (
-        "checkpoint",
-        "checkpoint a running container (comes in a later release)",
-    ),
+    ("checkpoint", "checkpoint a running container"),
     ("create", "create a container"),
     (
         "delete",
@@ -40,10 +37,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("list", "lists containers started by proa with the given root"),
     ("pause", "pause suspends all processes inside the container"),
     ("ps", "ps displays the processes running inside a container"),
-    (
-        "restore",
-        "restore a container from a previous checkpoint (comes in a later release)",
-    ),
+    ("restore", "restore a container from a previous checkpoint"),
     ("resume", "resumes all processes that have been previously paused"),
     ("run", "create and run a container"),
     ("spec", "create a new specification file"),

@@ -8,6 +8,7 @@
 //! verb has its own (docs/decisions/0003-command-line.md).
 
 mod argv;
+mod checkpoint;
 mod create;
 mod delete;
 mod events;
@@ -18,6 +19,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
+mod restore;
 mod run;
 mod signals;
 mod spec;
@@ -56,8 +58,6 @@ enum Error {
     Value(String),
     #[error("No help topic for '{0}'")]
     UnknownVerb(String),
-    #[error("{verb} is not supported by this version of proa: checkpoint and restore come in a later release")]
-    Later { verb: &'static str },
     #[error("argument {0} is not valid UTF-8")]
     NotUnicode(usize),
     #[error("Option --root argument should not be set to /")]
@@ -106,6 +106,8 @@ enum Error {
     Events(#[from] events::EventsError),
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
+    #[error(transparent)]
+    Criu(#[from] checkpoint::CriuError),
 }
 
 impl From<crate::state::Refused> for Error {
@@ -160,7 +162,7 @@ struct GlobalArgs {
     /// Who makes cgroups ('cgroupfs', 'systemd' or 'disabled'): crun's, which podman gives
     #[arg(long)]
     cgroup_manager: Option<String>,
-    /// Accepted for old callers; checkpoint and restore come later
+    /// Accepted for old callers: as with runc, it is the criu in PATH that is used
     #[arg(long, hide = true)]
     criu: Option<PathBuf>,
 }
@@ -244,8 +246,8 @@ fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
         "events" => call.run("events", Exactly(1), None, events::run),
         "spec" => call.run("spec", Exactly(0), None, spec::run),
         "features" => call.run("features", Exactly(0), None, features::run),
-        "checkpoint" => call.later("checkpoint"),
-        "restore" => call.later("restore"),
+        "checkpoint" => call.run("checkpoint", Exactly(1), None, checkpoint::run),
+        "restore" => call.run("restore", Exactly(1), None, restore::run),
         "help" | "h" => match rest.first() {
             None => print(help::general().as_bytes()),
             Some(topic) => dispatch(program, &[topic.clone(), "--help".into()]),
@@ -343,14 +345,6 @@ impl Call<'_> {
             .try_get_matches_from(line)
             .map_err(value_error)?;
         A::from_arg_matches(&matches).map_err(value_error)
-    }
-
-    fn later(&self, verb: &'static str) -> Result<u8, Error> {
-        if self.args.iter().any(|arg| matches!(arg.as_str(), "-h" | "--help")) {
-            return print(help::verb(&mut Command::new(verb)).as_bytes());
-        }
-        self.set_up(&self.typed)?;
-        Err(Error::Later { verb })
     }
 
     /// Resolves the global flags and sets up the log.
@@ -507,6 +501,8 @@ mod tests {
         verb_command::<create::CreateArgs>("create").debug_assert();
         verb_command::<run::RunArgs>("run").debug_assert();
         verb_command::<exec::ExecArgs>("exec").debug_assert();
+        verb_command::<checkpoint::CheckpointArgs>("checkpoint").debug_assert();
+        verb_command::<restore::RestoreArgs>("restore").debug_assert();
         verb_command::<kill::KillArgs>("kill").debug_assert();
         verb_command::<update::UpdateArgs>("update").debug_assert();
         verb_command::<events::EventsArgs>("events").debug_assert();

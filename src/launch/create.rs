@@ -52,10 +52,10 @@ pub struct Created {
 
 /// What exists so far and has to go if the container does not come to be.
 #[derive(Debug, Default)]
-struct Making {
-    reservation: Option<Reservation>,
-    cgroup: Option<Cgroup>,
-    init: Newborn,
+pub(super) struct Making {
+    pub(super) reservation: Option<Reservation>,
+    pub(super) cgroup: Option<Cgroup>,
+    pub(super) init: Newborn,
     rdt: Option<process::rdt::Group>,
     mounts: Option<rootfs::SharedRoot>,
     poststop: Option<(Vec<Hook>, Record)>,
@@ -64,7 +64,13 @@ struct Making {
 impl Making {
     /// Takes the id and makes the cgroup, whose place is recorded first: should this process be killed in between, whoever
     /// deletes the container finds it.
-    fn reserve(&mut self, store: &Store, config: &Config, plan: &Plan, host: &Host) -> Result<Record, Error> {
+    pub(super) fn reserve(
+        &mut self,
+        store: &Store,
+        config: &Config,
+        plan: &Plan,
+        host: &Host,
+    ) -> Result<Record, Error> {
         let reservation = self.reservation.insert(store.reserve(&plan.id)?);
         let cgroup = Cgroup::prepare(&plan.cgroup)?;
         let mut record = parent::record(plan, host, cgroup.save())?;
@@ -87,7 +93,7 @@ impl Making {
     }
 
     /// The container exists: nothing is undone any more.
-    fn keep(mut self) {
+    pub(super) fn keep(mut self) {
         self.init.keep();
         self.rdt = None;
         self.mounts = None;
@@ -407,7 +413,7 @@ impl Spawning<'_> {
 
 /// `prestart` and `createRuntime`: all mounts are made, and init waits.
 #[allow(deprecated, reason = "prestart hooks are deprecated, yet what Docker uses")]
-fn run_parent_hooks(hooks: &Hooks, record: &Record) -> Result<(), Error> {
+pub(super) fn run_parent_hooks(hooks: &Hooks, record: &Record) -> Result<(), Error> {
     let state = hooks::state(record, "creating", record.pid);
     hooks::run_all(
         "prestart",

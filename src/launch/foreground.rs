@@ -16,11 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8, Error> {
     let signals = (!run.detach).then(Signals::take).transpose()?;
     if !run.detach && !run.no_subreaper {
-        // What the container's processes leave behind in a shared pid namespace is ours to reap.
-        nix::sys::prctl::set_child_subreaper(true).map_err(|errno| Error::Call {
-            call: "prctl(PR_SET_CHILD_SUBREAPER)".into(),
-            errno,
-        })?;
+        become_subreaper()?;
     }
     let mut created = create::create(store, options, StartBy::Channel, run.detach)?;
     let listener = Listener::bind(&store.dir(&options.id)?)?;
@@ -44,9 +40,14 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
     Ok(status)
 }
 
+/// What the container's processes leave behind in a shared pid namespace is ours to reap.
+pub fn become_subreaper() -> Result<(), Error> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(Error::call("prctl(PR_SET_CHILD_SUBREAPER)"))
+}
+
 /// Removes what is left of the container; false if somebody else has done so meanwhile, perhaps even made a new container of
 /// the same id, which is none of ours.
-fn delete(store: &Store, record: &state::Record) -> Result<bool, Error> {
+pub fn delete(store: &Store, record: &state::Record) -> Result<bool, Error> {
     let locked = match store.open(&record.id).and_then(state::Container::lock) {
         // Busy: a new one that is being created.
         Err(state::Error::NotFound | state::Error::Busy(_)) => return Ok(false),

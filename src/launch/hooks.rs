@@ -138,6 +138,8 @@ fn run(
         .stdin(stdin)
         .stdout(stdout.try_clone().map_err(start)?)
         .stderr(stderr.try_clone().map_err(start)?);
+    // Who waits in the foreground has blocked every signal, which a hook must not inherit.
+    proa_sys::exec::unblock_signals(&mut command);
     let mut child = command.spawn().map_err(start)?;
 
     if let Some(seconds) = hook.timeout()

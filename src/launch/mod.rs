@@ -1,7 +1,9 @@
 //! From a plan to a running container: the parent's side, the init's side, and the protocol between them.
 
 pub mod channel;
+mod checkpoint;
 mod create;
+mod criu;
 mod exec;
 mod foreground;
 pub mod handover;
@@ -9,12 +11,16 @@ pub mod hooks;
 pub mod image;
 pub mod init;
 mod parent;
+mod restore;
 mod sdnotify;
 pub mod spawn;
 mod start;
 mod terminal;
 
+pub use checkpoint::{CheckpointOptions, checkpoint};
+pub use criu::CriuOptions;
 pub use parent::program;
+pub use restore::{RestoreOptions, restore};
 
 use crate::cgroup;
 use crate::config::Config;
@@ -168,6 +174,56 @@ pub enum Error {
     /// A filter without SCMP_ACT_NOTIFY returned a listener.
     #[error("linux.seccomp.listenerPath: missing, yet the filter notifies")]
     UnexpectedListener,
+    /// CRIU does not do what it is asked for.
+    #[error(transparent)]
+    Criu(#[from] crate::criu::Error),
+    /// CRIU failed at what it was asked for, and has a log.
+    #[error("{error}{cause} (log file: {log})", log = log.display())]
+    CriuLog {
+        /// What it answered.
+        error: crate::criu::Error,
+        /// The log's last error, with a colon.
+        cause: String,
+        /// The log.
+        log: PathBuf,
+    },
+    /// CRIU has to be root.
+    #[error("{0} is not possible for rootless containers: CRIU needs the host's root")]
+    RootlessCriu(&'static str),
+    /// The Wasm engine's files are outside of the container, where CRIU can't find them again.
+    #[error(
+        "{0} is not possible for a Wasm container: CRIU saves Linux programs of the container's own file system only"
+    )]
+    WasmCriu(&'static str),
+    /// Words are runc's.
+    #[error("invalid --status-fd argument {number}: {problem}")]
+    StatusFd {
+        /// The descriptor.
+        number: i32,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Words are runc's.
+    #[error("criu lacks support for external {kind} namespace during {when} process (old criu version?)")]
+    ExternalNamespace {
+        /// As in `/proc/PID/ns`.
+        kind: &'static str,
+        /// At what.
+        when: &'static str,
+    },
+    /// Words are runc's.
+    #[error("Requested {kind:?} namespace {path} does not exist: {source}", path = path.display())]
+    NoNamespace {
+        /// Its kind.
+        kind: crate::namespace::Kind,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// CRIU has no way to join one.
+    #[error("linux.namespaces: the cgroup namespace {path} can't be joined by restore: CRIU knows no way", path = .0.display())]
+    JoinCgroupNamespace(PathBuf),
     /// Words are runc's.
     #[error("cannot allocate tty if runc will detach without setting console socket")]
     TerminalNeedsSocket,

@@ -18,7 +18,7 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Below the container's state directory.
@@ -63,6 +63,11 @@ pub fn make_directory(dir: &Path) -> Result<(), Error> {
         // Whoever the container's user is, whatever the caller's umask.
         .and_then(|()| std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755)))
         .map_err(Error::path("mkdir", &dir))
+}
+
+/// Where the container with the state directory `dir` sees its socket, if it was created so that it can speak.
+pub fn mounted(dir: &Path) -> Option<PathBuf> {
+    dir.join(DIRECTORY).is_dir().then(|| INSIDE.into())
 }
 
 /// Listens to a container.

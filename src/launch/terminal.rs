@@ -2,9 +2,10 @@
 
 use super::{Error, parent};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, socketpair,
+    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
+    socketpair,
 };
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 
@@ -77,9 +78,34 @@ impl Offer {
     }
 }
 
+impl Offer {
+    /// Gives `master` to whoever shows the terminal; returns it if that is this process.
+    pub fn deliver(self, master: OwnedFd) -> Result<Option<OwnedFd>, Error> {
+        if self.ours.is_some() {
+            return Ok(Some(master));
+        }
+        if let Some(socket) = self.for_init {
+            send_master(&socket, &master).map_err(Error::call("sendmsg of the terminal's master"))?;
+        }
+        Ok(None)
+    }
+}
+
+/// Sends a terminal's master over `socket`, as runc does: one message, the terminal's name with the descriptor.
+pub fn send_master(socket: &OwnedFd, master: &OwnedFd) -> Result<(), nix::errno::Errno> {
+    sendmsg::<UnixAddr>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(b"/dev/ptmx")],
+        &[ControlMessage::ScmRights(&[master.as_raw_fd()])],
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )
+    .map(drop)
+}
+
 /// What the container prints passes our own terminal too, which makes a newline a new line; and where stdout is a pipe or a
 /// file, it gets what the program wrote. So the container's terminal leaves newlines alone, as with runc.
-fn keep_newlines(master: BorrowedFd<'_>) -> Result<(), Error> {
+pub fn keep_newlines(master: BorrowedFd<'_>) -> Result<(), Error> {
     let failed = |errno: rustix::io::Errno| Error::Call {
         call: "tcsetattr(terminal, -ONLCR)".into(),
         errno: nix::errno::Errno::from_raw(errno.raw_os_error()),

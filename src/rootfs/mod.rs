@@ -13,6 +13,7 @@ mod console;
 mod copyup;
 mod devices;
 mod error;
+mod external;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod mounts;
@@ -30,6 +31,7 @@ mod tests;
 mod tree;
 
 pub use error::Error;
+pub use external::{External, keep_mounts_private, show_root};
 pub use options::known as known_options;
 pub use shared::SharedRoot;
 pub use sources::{Sources, open_sources};

@@ -25,18 +25,35 @@ pub(super) struct Scene<'a> {
 pub(super) fn all(plan: &Plan, root: &Root, ask: AskToMap<'_>) -> Result<(), Error> {
     for mount in &plan.mounts {
         let scene = Scene { plan, root, mount, ask };
-        one(&scene).map_err(|cause| Error::Mount {
-            field: format!("mounts[{}]", mount.index),
-            what: match &mount.kind {
-                Kind::Fs(name) if mount.source.as_os_str().is_empty() => name.clone(),
-                _ => mount.source.display().to_string(),
-            },
-            destination: mount.destination.clone(),
-            cause: Box::new(cause),
-        })?;
+        one(&scene).map_err(|cause| named(mount, cause))?;
     }
     // The mount points were entered one by one; leave the last one, whose mount would be busy for its life.
     rustix::process::fchdir(root.as_fd()).call(|| "fchdir(root)")
+}
+
+fn named(mount: &Mount, cause: Error) -> Error {
+    Error::Mount {
+        field: format!("mounts[{}]", mount.index),
+        what: match &mount.kind {
+            Kind::Fs(name) if mount.source.as_os_str().is_empty() => name.clone(),
+            _ => mount.source.display().to_string(),
+        },
+        destination: mount.destination.clone(),
+        cause: Box::new(cause),
+    }
+}
+
+/// Makes the mount point of `mount`. A bind mount is made as well, for the mount points inside it.
+pub(super) fn make_point(plan: &Plan, root: &Root, mount: &Mount) -> Result<(), Error> {
+    // Nobody sees it, so that no id has to be mapped.
+    let ask: AskToMap<'_> = &|_, _| false;
+    let scene = Scene { plan, root, mount, ask };
+    let made = match &mount.kind {
+        Kind::Bind => bind(&scene),
+        Kind::Fs(name) => point(&scene, name).map(drop),
+        Kind::Cgroup => scene.place(|| Ok(Missing::Dir)).map(drop),
+    };
+    made.map_err(|cause| named(mount, cause))
 }
 
 fn one(scene: &Scene<'_>) -> Result<(), Error> {
@@ -103,10 +120,7 @@ impl Scene<'_> {
 /// A new mount of a file system.
 fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
     let Mount { options, source, .. } = scene.mount;
-    let place = match name {
-        "proc" | "sysfs" => ordinary_directory(scene, name)?,
-        _ => scene.place(|| Ok(Missing::Dir))?,
-    };
+    let place = point(scene, name)?;
     let mut flags = options.flags & !options::REMOUNT.bits();
     let mut data = options.data.clone();
     if super::protect::is_late_readonly(scene.mount) {
@@ -156,6 +170,13 @@ fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
         set_label(tree.as_fd(), label)?;
     }
     scene.settle(tree.as_fd())
+}
+
+fn point(scene: &Scene<'_>, name: &str) -> Result<Place, Error> {
+    match name {
+        "proc" | "sysfs" => ordinary_directory(scene, name),
+        _ => scene.place(|| Ok(Missing::Dir)),
+    }
 }
 
 /// procfs and sysfs decide what else is safe; no link of the image may say where they go.

@@ -57,6 +57,8 @@ pub enum Action {
     Update,
     /// `events`.
     Events,
+    /// `checkpoint`.
+    Checkpoint,
 }
 
 /// Why a container can't be asked that in its status. Worded as runc words it, as callers match on it.
@@ -97,6 +99,9 @@ pub enum Refused {
     /// `events` of what ended.
     #[error("container with id {0} is not running")]
     NoEvents(String),
+    /// `checkpoint` of what does not run its program.
+    #[error("Container cannot be checkpointed in {0} state")]
+    Checkpoint(Status),
 }
 
 /// The one gate: whether `action` may be done to container `id` in `status`.
@@ -128,6 +133,9 @@ pub fn require(action: Action, id: &str, status: Status) -> Result<(), Refused> 
 
         (Action::Events, Created | Running | Paused) => Ok(()),
         (Action::Events, Creating | Stopped) => Err(Refused::NoEvents(id.into())),
+
+        (Action::Checkpoint, Running | Paused) => Ok(()),
+        (Action::Checkpoint, Creating | Created | Stopped) => Err(Refused::Checkpoint(status)),
     }
 }
 
@@ -163,6 +171,7 @@ mod tests {
         assert_eq!(allowed(Action::Resume), ["paused"]);
         assert_eq!(allowed(Action::Update), ["created", "running", "paused"]);
         assert_eq!(allowed(Action::Events), ["created", "running", "paused"]);
+        assert_eq!(allowed(Action::Checkpoint), ["running", "paused"]);
     }
 
     #[test]
@@ -195,6 +204,10 @@ mod tests {
         assert_eq!(
             words(Action::Events, Status::Stopped),
             "container with id c1 is not running"
+        );
+        assert_eq!(
+            words(Action::Checkpoint, Status::Created),
+            "Container cannot be checkpointed in created state"
         );
     }
 }

@@ -38,6 +38,21 @@ pub fn exit_now(status: u8) -> ! {
     unsafe { libc::_exit(status.into()) }
 }
 
+/// Has `command` start its program with no signal blocked, whatever this process has blocked.
+pub fn unblock_signals(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: the closure runs between fork(2) and execve(2); it calls only sigemptyset(3) and sigprocmask(2), which are
+    // async-signal-safe, on memory of its own.
+    unsafe {
+        command.pre_exec(|| {
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            Errno::result(libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()))?;
+            Ok(())
+        });
+    }
+}
+
 /// Gives SIGPIPE its default action back, which Rust's runtime takes at the start of every program.
 pub fn default_sigpipe() -> Result<()> {
     // SAFETY: SIG_DFL is no handler of ours, so nothing can run at a bad moment.

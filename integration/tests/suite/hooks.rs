@@ -14,6 +14,7 @@ tests! {
     hooks_get_the_state_on_stdin .once();
     statuses_on_stdin_are_those_of_the_moment .once().since_runc(1, 2);
     hooks_get_their_arguments_and_only_their_environment .once();
+    hooks_have_no_signal_blocked .once();
     early_hooks_run_in_the_runtimes_namespaces .once();
     create_container_hooks_run_in_the_containers_namespaces .once();
     start_container_hooks_run_in_the_containers_root .once();
@@ -143,6 +144,16 @@ fn statuses_on_stdin_are_those_of_the_moment(ctx: &Ctx) {
     let states = states(ctx, |bundle| drop(ctx.run(bundle)));
     let statuses: Vec<&str> = states.iter().map(|s| s["status"].as_str().unwrap()).collect();
     assert_eq!(statuses, ["creating", "creating", "running", "stopped"]);
+}
+
+fn hooks_have_no_signal_blocked(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    // In the foreground the runtime itself blocks all of them. No shell: some unblock them for their children.
+    let looks = json!([{"path": "/bin/grep", "args": ["grep", "-q", "^SigBlk:.0*$", "/proc/self/status"]}]);
+    for kind in ["prestart", "createRuntime", "poststart"] {
+        bundle.set(&format!("/hooks/{kind}"), looks.clone());
+    }
+    ctx.run(&bundle).ok();
 }
 
 fn hooks_get_their_arguments_and_only_their_environment(ctx: &Ctx) {

@@ -3,6 +3,7 @@
 mod attacks;
 mod bad_input;
 mod cgroups;
+mod checkpoint;
 mod controllers;
 mod exec;
 mod failures;
@@ -49,6 +50,7 @@ fn main() -> std::process::ExitCode {
         failures::exhausted::tests(),
         failures::killed::tests(),
         failures::refused::tests(),
+        checkpoint::all(),
         notify::tests(),
         cgroups::tests(),
         controllers::tests(),

@@ -1,15 +1,14 @@
 //! A terminal for the container's process: the slave becomes its controlling terminal, the master goes to the caller.
 
+use super::super::terminal::send_master;
 use super::{Error, failed};
 use crate::rootfs::Console;
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use rustix::termios::Winsize;
-use std::io::IoSlice;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 /// Makes the slave stdin, stdout and stderr and the session's controlling terminal (this process leads its session
-/// already), and sends the master over `socket`, as runc does: one message, the terminal's name with the descriptor.
+/// already), and sends the master over `socket`.
 pub fn attach(console: Console, socket: &OwnedFd, size: Option<(u16, u16)>) -> Result<(), Error> {
     if let Some((rows, columns)) = size {
         let size = Winsize {
@@ -21,15 +20,7 @@ pub fn attach(console: Console, socket: &OwnedFd, size: Option<(u16, u16)>) -> R
         rustix::termios::tcsetwinsize(&console.slave, size)
             .map_err(|errno| failed(format!("ioctl(TIOCSWINSZ, {rows}x{columns})"))(raw(errno)))?;
     }
-    let master = [console.master.as_raw_fd()];
-    sendmsg::<UnixAddr>(
-        socket.as_raw_fd(),
-        &[IoSlice::new(b"/dev/ptmx")],
-        &[ControlMessage::ScmRights(&master)],
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )
-    .map_err(failed("sendmsg of the terminal's master over the console socket"))?;
+    send_master(socket, &console.master).map_err(failed("sendmsg of the terminal's master over the console socket"))?;
     nix::unistd::dup2_stdin(&console.slave)
         .and_then(|()| nix::unistd::dup2_stdout(&console.slave))
         .and_then(|()| nix::unistd::dup2_stderr(&console.slave))

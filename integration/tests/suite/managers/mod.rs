@@ -27,6 +27,7 @@ macro_rules! of_both {
 }
 
 mod buildah;
+mod checkpoint;
 mod containerd;
 mod cri;
 mod docker;

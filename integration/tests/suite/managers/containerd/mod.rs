@@ -13,6 +13,7 @@ use proa_integration::{Ctx, Test};
 
 use super::{IMAGE, Said, complaints, say};
 
+mod checkpoint;
 mod daemon;
 mod refusals;
 mod tasks;
@@ -20,7 +21,14 @@ mod wasm;
 
 /// The tests by containerd's own client.
 pub fn tests() -> Vec<Test> {
-    [tasks::tests(), daemon::tests(), refusals::tests(), wasm::tests()].concat()
+    [
+        tasks::tests(),
+        checkpoint::tests(),
+        daemon::tests(),
+        refusals::tests(),
+        wasm::tests(),
+    ]
+    .concat()
 }
 
 /// Which containerd.

@@ -1,5 +1,6 @@
 //! podman with its monitor, configured by a `containers.conf` as the document shows it.
 
+mod checkpoint;
 mod limits;
 mod pods;
 mod refusals;
@@ -33,6 +34,7 @@ pub fn tests() -> Vec<Test> {
     [
         verbs::tests(),
         limits::tests(),
+        checkpoint::tests(),
         security::tests(),
         volumes::tests(),
         pods::tests(),
