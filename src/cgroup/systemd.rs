@@ -4,7 +4,7 @@
 
 use super::dbus::{Connection, Error as BusError, Method, Value};
 use super::devices::{Emulator, Kind, Rule};
-use super::limits::Limits;
+use super::limits::{Limits, blkio_to_io_weight};
 use super::paths::Unit;
 use super::v2::DEFAULT_PERIOD;
 use super::{Error, stats_v1, variant};
@@ -302,6 +302,10 @@ fn properties(version: u32, legacy: bool, limits: &mut Limits) -> Result<Vec<Pro
         } else if limits.weight() != 0 {
             number("CPUWeight", limits.weight());
         }
+        if limits.blkio.weight != 0 {
+            // What systemd was not told of it sets to its default at the next `daemon-reload`.
+            number("IOWeight", blkio_to_io_weight(limits.blkio.weight));
+        }
     }
     if let Some(pids) = limits.pids {
         number(
@@ -383,6 +387,14 @@ fn unified(version: u32, key: &str, value: &str, list: &mut Vec<Property>) -> Re
         "memory.max" => "MemoryMax",
         "memory.swap.max" => "MemorySwapMax",
         "cpu.weight" => "CPUWeight",
+        // Also `default N`; the weights of single disks are not systemd's to remember.
+        "io.weight" => {
+            let weight = value.strip_prefix("default ").unwrap_or(value).trim();
+            if let Ok(weight) = weight.parse() {
+                list.push(property("IOWeight", Value::U64(weight)));
+            }
+            return Ok(());
+        }
         "cpu.idle" if value == "1" && version >= 252 => {
             list.push(property("CPUWeight", Value::U64(0)));
             return Ok(());

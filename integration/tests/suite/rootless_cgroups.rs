@@ -56,7 +56,8 @@ fn delegate(ctx: &Ctx, wanted: impl Fn(&Path) -> bool) -> String {
     let parent = ctx.cgroup_parent();
     for dir in hierarchies(ctx, &parent) {
         fs::create_dir(&dir).unwrap();
-        if dir.join("cpuset.cpus").exists() {
+        // v1's takes no process before it is told.
+        if !is_v2(&dir) && dir.join("cpuset.cpus").exists() {
             for file in ["cpuset.cpus", "cpuset.mems"] {
                 fs::write(dir.join(file), fs::read(dir.with_file_name(file)).unwrap()).unwrap();
             }

@@ -37,7 +37,7 @@ tests! {
     v2_files_that_systemd_does_not_know_are_written .views(V2).not_for(RUNC);
     v2_a_limit_without_its_controller_is_refused .views(V2).without_controllers(&["pids"]).not_for(RUNC);
     v2_limits_are_properties .views(V2).controllers(&["memory", "cpu", "cpuset", "pids"]).not_for(RUNC);
-    v2_unified_values_are_properties .views(V2).controllers(&["memory", "cpu", "cpuset", "pids"]).not_for(RUNC);
+    v2_unified_values_are_properties .views(V2).controllers(&["memory", "cpu", "cpuset", "pids", "io"]).not_for(RUNC);
     v2_update_changes_properties_and_files .views(V2).controllers(&["memory", "cpu", "cpuset", "pids"]).not_for(RUNC);
     v2_limits_outlive_a_reload .views(V2).controllers(&["memory", "cpu", "cpuset", "pids", "io"]).not_for(RUNC);
     v2_odd_quotas_are_rounded_up .views(V2).controllers(&["cpu"]);
@@ -405,7 +405,7 @@ fn v2_limits_are_properties(ctx: &Ctx) {
 fn v2_unified_values_are_properties(ctx: &Ctx) {
     let unified = json!({
         "memory.min": "4194304", "memory.low": "8388608", "memory.high": "50331648", "memory.max": "67108864",
-        "memory.swap.max": "0", "cpu.weight": "123", "cpu.max": "20000 100000", "cpuset.cpus": "0-1", "pids.max": "99"
+        "memory.swap.max": "0", "io.weight": "default 200", "cpu.weight": "123", "cpu.max": "20000 100000", "cpuset.cpus": "0-1", "pids.max": "99"
     });
     let container = limited(ctx, &json!({"unified": unified}));
     let expected = [
@@ -414,6 +414,7 @@ fn v2_unified_values_are_properties(ctx: &Ctx) {
         ("MemoryHigh", "50331648"),
         ("MemoryMax", "67108864"),
         ("MemorySwapMax", "0"),
+        ("IOWeight", "200"),
         ("CPUWeight", "123"),
         ("CPUQuotaPerSecUSec", "200ms"),
         ("AllowedCPUs", "0-1"),
@@ -482,23 +483,20 @@ fn v2_limits_outlive_a_reload(ctx: &Ctx) {
     });
     let container = limited(ctx, &resources);
     container.verb(&["update", "--pids-limit", "11"]).ok();
-    let bfq = container.cgroup_dir("").join("io.bfq.weight").exists();
-    let io = if bfq {
-        ("io.bfq.weight", "default 300")
-    } else {
-        ("io.weight", "default 2930")
-    };
-    let written = [
+    let mut written = vec![
         ("memory.max", "67108864"),
         ("memory.low", "33554432"),
         ("memory.high", "50331648"),
         ("pids.max", "11"),
-        io,
         ("cpu.weight", "59"),
         ("cpu.max", "50000 200000"),
         ("cpu.max.burst", "10000"),
         ("cpuset.cpus", "0"),
     ];
+    // systemd has a scale of its own for BFQ's weight.
+    if !container.cgroup_dir("").join("io.bfq.weight").exists() {
+        written.push(("io.weight", "default 2930"));
+    }
     files(&container, &written);
     ctx.systemctl(&["daemon-reload"]);
     files(&container, &written);
