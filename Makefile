@@ -28,7 +28,7 @@ test: setup-test check unit build integration
 
 # In a virtual machine with cgroup v2, all its controllers, and systemd: the part that only such a machine can try, some
 # minutes. docs/testing.md has the rest.
-test-vm: setup-vm build
+test-vm: setup-test setup-vm build fixtures
 	integration/vm/test chosen
 
 
@@ -41,9 +41,13 @@ unit: setup-engines
 	$(CARGO) test --locked --workspace --exclude proa-integration
 	$(CARGO) test --locked --package proa-executor --features engine
 
-# Wasm with the older engine first, then everything with the one that set-up chose.
-integration: setup-engines
+# The Wasm modules that the suite runs.
+.PHONY: fixtures
+fixtures: setup-engines
 	@integration/fixtures/wasm/build && integration/fixtures/wasm/fetch
+
+# Wasm with the older engine first, then everything with the one that set-up chose.
+integration: fixtures
 	@older=$$(ENGINE_SUITE=stable scripts/setup-engine | tail -n 1) && echo "Wasm with the engine in $$older" && \
 	PROA_ENGINE_DIR=$$older $(CARGO) test --locked --quiet --package proa-integration --test suite -- wasm
 	$(CARGO) test --locked --quiet --package proa-integration --test suite

@@ -35,8 +35,9 @@ pub fn all() -> Vec<Test> {
         .collect()
 }
 
-/// A program with something to remember: a word that only its memory has, which it tells at SIGUSR1, and a child.
-const PROGRAM: &str = "word=$(cat /proc/sys/kernel/random/uuid); sleep 1000 & echo $! > /child; \
+/// A program with something to remember: a word that only its memory has, which it tells at SIGUSR1, and a child. CRIU interrupts
+/// the system calls that processes wait in, at which not every sleep(1) goes on sleeping.
+const PROGRAM: &str = "word=$(cat /proc/sys/kernel/random/uuid); (while :; do sleep 1000; done) & echo $! > /child; \
      trap 'echo $word >> /said' USR1; trap 'exit 7' TERM; echo up > /up; while :; do sleep 0.02; done";
 
 /// Flags for every call: CRIU's own management of cgroups changes the options of the cgroup2 that the host has mounted
@@ -164,7 +165,7 @@ fn restored_container_can_be_checkpointed_again(ctx: &Ctx) {
             container.exec(&["kill", "-0", pid]).ok();
         }
         // What exec left running is restored as well.
-        let script = "sleep 1000 < /dev/null > /dev/null 2>&1 & echo $!";
+        let script = "(while :; do sleep 1000; done) < /dev/null > /dev/null 2>&1 & echo $!";
         background = Some(container.exec(&["sh", "-c", script]).ok().text().to_owned());
     }
 }
