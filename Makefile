@@ -35,6 +35,7 @@ test-vm: setup-test setup-vm build fixtures
 check:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then $(CARGO) fmt --all --check; else echo 'rustfmt is not installed: skipped'; fi
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then $(CARGO) clippy --locked --workspace --all-targets --features engine -- -D warnings; else echo 'clippy is not installed: skipped'; fi
+	@scripts/test-attacks --applies
 
 # The executor's tests run on every engine that is set up.
 unit: setup-engines
