@@ -11,7 +11,7 @@ SECCOMP_DIR = $(shell dirname "$$($(CC) -print-file-name=libseccomp.a)")
 STATIC = LIBSECCOMP_LINK_TYPE=static LIBSECCOMP_LIB_PATH=$(SECCOMP_DIR)
 
 .NOTPARALLEL:
-.PHONY: build demo test test-vm test-all check unit integration bench fuzz install setup clean
+.PHONY: build demo test test-vm test-attacks test-all check unit fixtures integration bench fuzz install setup clean
 
 build: setup-build
 	@mkdir -p $(BIN)
@@ -31,7 +31,6 @@ test: setup-test check unit build integration
 test-vm: setup-test setup-vm build fixtures
 	integration/vm/test chosen
 
-
 check:
 	@if $(CARGO) fmt --version >/dev/null 2>&1; then $(CARGO) fmt --all --check; else echo 'rustfmt is not installed: skipped'; fi
 	@if $(CARGO) clippy --version >/dev/null 2>&1; then $(CARGO) clippy --locked --workspace --all-targets --features engine -- -D warnings; else echo 'clippy is not installed: skipped'; fi
@@ -43,7 +42,6 @@ unit: setup-engines
 	$(CARGO) test --locked --package proa-executor --features engine
 
 # The Wasm modules that the suite runs.
-.PHONY: fixtures
 fixtures: setup-engines
 	@integration/fixtures/wasm/build && integration/fixtures/wasm/fetch
 
@@ -54,13 +52,11 @@ integration: fixtures
 	$(CARGO) test --locked --quiet --package proa-integration --test suite
 
 # Takes away one defence against attacks at a time, and demands that the tests notice. Builds proa some forty times.
-.PHONY: test-attacks
 test-attacks: setup-test setup-engines
 	@scripts/test-attacks
 
 # All there is to test, longer than continuous integration lasts: also every step of every call at which something can go
 # wrong (docs/hardening.md), and the whole suite in the virtual machine, which alone takes about an hour.
-.PHONY: test-all
 test-all: export PROA_TEST_STEPS = all
 test-all: test test-attacks
 	@scripts/setup vm

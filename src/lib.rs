@@ -12,7 +12,6 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod criu;
-pub mod errno;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod host;

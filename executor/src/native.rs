@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, execve, faccessat};
+use proa_sys::errno::words;
 use std::ffi::CString;
 use std::os::fd::BorrowedFd;
 
@@ -115,19 +116,6 @@ fn executable(path: &str) -> Result<(), String> {
         Err(Errno::ENOSYS | Errno::EPERM) if facts.st_mode & 0o111 != 0 => Ok(()),
         Err(Errno::ENOSYS | Errno::EPERM) => Err(words(Errno::EACCES)),
         Err(errno) => Err(words(errno)),
-    }
-}
-
-/// The text of an error number as Go prints it: strerror(3) in lower case.
-pub(crate) fn words(errno: Errno) -> String {
-    match errno {
-        Errno::ENOMEM => "cannot allocate memory".to_owned(),
-        Errno::EIO => "input/output error".to_owned(),
-        Errno::ELOOP => "too many levels of symbolic links".to_owned(),
-        _ => {
-            let text = errno.desc();
-            text[..1].to_ascii_lowercase() + &text[1..]
-        }
     }
 }
 

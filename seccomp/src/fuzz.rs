@@ -96,7 +96,7 @@ impl Bytes<'_> {
     }
 }
 
-/// A document if it looks like one, else a profile that the bytes choose.
+/// A document if it looks like one (none if it is no profile), else a profile that the bytes choose.
 fn profile(bytes: &mut Bytes<'_>) -> Option<LinuxSeccomp> {
     if bytes.0.first() == Some(&b'{') {
         return serde_json::from_slice(std::mem::take(&mut bytes.0)).ok();

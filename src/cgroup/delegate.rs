@@ -55,6 +55,7 @@ fn on_host(user: u32, maps: &[LinuxIdMapping]) -> Option<u32> {
 /// Gives the cgroup `path` of v2 to `owner`: the directory, and the files that the kernel names for this.
 pub(super) fn give(path: &Path, owner: Option<u32>, rootless: bool) -> Result<(), Error> {
     let Some(owner) = owner else { return Ok(()) };
+    // Older kernels have none, and a container that proa runs in need not show it.
     let listed = std::fs::read_to_string("/sys/kernel/cgroup/delegate").ok();
     let files: Vec<&str> = match &listed {
         Some(listed) => listed.lines().collect(),

@@ -1,8 +1,8 @@
 //! Why a cgroup operation failed.
 
 use super::dbus;
-use crate::errno::words;
 use nix::errno::Errno;
+use proa_sys::errno::words;
 use std::path::PathBuf;
 
 /// Why a cgroup operation failed; names the file or the D-Bus call and the value.

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::stat::Mode;
+use proa_sys::errno::Raw;
 use rustix::fs::inotify;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -59,9 +60,7 @@ impl Cgroup {
         let dir = self.path("memory").ok_or_else(missing)?.to_owned();
         if self.is_legacy() { v1(dir) } else { v2(dir) }.map(|source| OomEvents { source })
     }
-}
 
-impl Cgroup {
     /// Whether the kernel has killed a process of the container for want of memory. It is asked to explain a failure: where
     /// nothing can be learned, that is no further one.
     pub fn was_out_of_memory(&self) -> bool {
@@ -98,7 +97,7 @@ fn v1(dir: PathBuf) -> Result<Source, Error> {
 fn v2(dir: PathBuf) -> Result<Source, Error> {
     let failed = |path: PathBuf| {
         move |errno: rustix::io::Errno| {
-            let errno = Errno::from_raw(errno.raw_os_error());
+            let errno = errno.raw();
             Error::Call {
                 call: "inotify",
                 path,
@@ -174,7 +173,7 @@ impl OomEvents {
                         Err(rustix::io::Errno::AGAIN) => break,
                         Err(rustix::io::Errno::INTR) => {}
                         Err(errno) => {
-                            let errno = Errno::from_raw(errno.raw_os_error());
+                            let errno = errno.raw();
                             return Err(Error::Call {
                                 call: "read",
                                 path: dir.clone(),

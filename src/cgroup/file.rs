@@ -4,6 +4,7 @@ use super::Error;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
+use proa_sys::errno::Raw;
 use rustix::buffer::spare_capacity;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -145,7 +146,7 @@ pub(super) fn read(path: &Path) -> Result<String, Errno> {
         match rustix::io::read(&fd, spare_capacity(&mut bytes)) {
             Ok(0) => break,
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(Errno::from_raw(errno.raw_os_error())),
+            Err(errno) => return Err(errno.raw()),
         }
     }
     Ok(String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))

@@ -7,6 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkdir};
+use proa_sys::errno::Raw;
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -107,7 +108,7 @@ fn children(path: &Path) -> Result<Vec<PathBuf>, Error> {
     let entries = match std::fs::read_dir(path) {
         Ok(entries) => entries,
         Err(error) => {
-            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            let errno = error.raw();
             let failed = Err(Error::Call {
                 call: "readdir",
                 path: path.to_owned(),
@@ -206,7 +207,7 @@ pub(super) fn remove(path: &Path, unified: bool) -> Result<(), Error> {
 fn rmdir(path: &Path) -> Result<(), Errno> {
     match std::fs::remove_dir(path) {
         Ok(()) => Ok(()),
-        Err(error) => match error.raw_os_error().map_or(Errno::EIO, Errno::from_raw) {
+        Err(error) => match error.raw() {
             Errno::ENOENT => Ok(()),
             errno => Err(errno),
         },
@@ -226,6 +227,7 @@ fn wait_for_exits(path: &Path, patience: Duration) -> Result<bool, Error> {
                 let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
                 let was_ready = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
                 if !was_ready {
+                    // However the wait ended, the caller looks at the cgroup again.
                     poll(&mut fds, timeout).ok();
                     return Ok(true);
                 }

@@ -50,7 +50,7 @@ struct Seccomp {
     actions: &'static [&'static str],
     operators: &'static [&'static str],
     archs: Vec<&'static str>,
-    known_flags: &'static [&'static str],
+    known_flags: [&'static str; 4],
     supported_flags: Vec<&'static str>,
 }
 
@@ -136,19 +136,15 @@ const SECCOMP_ARCHS: &[&str] = &[
     "SCMP_ARCH_X86_64",
 ];
 
-const SECCOMP_FLAGS: &[&str] = &[
-    "SECCOMP_FILTER_FLAG_TSYNC",
-    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
-    "SECCOMP_FILTER_FLAG_LOG",
-    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
-];
-
-/// What to ask the kernel for each of [`SECCOMP_FLAGS`].
-const SECCOMP_FLAG_BITS: [u64; 4] = [
-    security::SECCOMP_TSYNC,
-    security::SECCOMP_SPEC_ALLOW,
-    security::SECCOMP_LOG,
-    security::SECCOMP_WAIT_KILLABLE_RECV | security::SECCOMP_NEW_LISTENER,
+/// Each with what to ask the kernel for it.
+const SECCOMP_FLAGS: [(&str, u64); 4] = [
+    ("SECCOMP_FILTER_FLAG_TSYNC", security::SECCOMP_TSYNC),
+    ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", security::SECCOMP_SPEC_ALLOW),
+    ("SECCOMP_FILTER_FLAG_LOG", security::SECCOMP_LOG),
+    (
+        "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
+        security::SECCOMP_WAIT_KILLABLE_RECV | security::SECCOMP_NEW_LISTENER,
+    ),
 ];
 
 const MEMORY_POLICY_MODES: &[&str] = &[
@@ -179,9 +175,10 @@ fn seccomp_archs() -> Vec<&'static str> {
 
 /// The flags that this kernel has as well.
 fn supported_flags() -> Vec<&'static str> {
-    let all = SECCOMP_FLAGS.iter().zip(SECCOMP_FLAG_BITS);
-    all.filter(|(_, bits)| security::seccomp_knows(*bits))
-        .map(|(name, _)| *name)
+    let known = SECCOMP_FLAGS.into_iter();
+    known
+        .filter(|(_, bits)| security::seccomp_knows(*bits))
+        .map(|(name, _)| name)
         .collect()
 }
 
@@ -210,7 +207,7 @@ fn features() -> Features {
                 actions: SECCOMP_ACTIONS,
                 operators: SECCOMP_OPERATORS,
                 archs: seccomp_archs(),
-                known_flags: SECCOMP_FLAGS,
+                known_flags: SECCOMP_FLAGS.map(|(name, _)| name),
                 supported_flags: supported_flags(),
             },
             apparmor: Enabled { enabled: true },
@@ -306,7 +303,7 @@ mod tests {
             }
         }
         assert!(seccomp_archs().len() > 15 && seccomp_archs().contains(&"SCMP_ARCH_X86_64"));
-        for (flag, bits) in SECCOMP_FLAGS.iter().zip(SECCOMP_FLAG_BITS) {
+        for (flag, bits) in SECCOMP_FLAGS {
             let mut profile = rule("SCMP_ACT_NOTIFY");
             profile["flags"] = json!([flag]);
             // TSYNC is for the engine's threads, and chosen where they are.

@@ -202,7 +202,7 @@ pub fn main() -> ExitCode {
 /// To the log, and to stderr if that is not the log: once each.
 fn report(error: &Error) {
     if let Error::UnknownVerb(_) | Error::Argv(_) | Error::NotUnicode(_) | Error::Log(_) = error {
-        // These can come before the log is set up; then it is stderr.
+        // These can come before the log is set up; then it is stderr. If it is set up, this is refused, and not needed.
         logging::init(None, logging::Format::Text, false).ok();
     }
     let (file, told) = (logging::to_file(), error.is_told());

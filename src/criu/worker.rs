@@ -8,6 +8,7 @@ use nix::sys::socket::{
     socketpair,
 };
 use nix::unistd::Pid;
+use proa_sys::errno::Raw;
 use prost::Message;
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -155,7 +156,7 @@ impl Worker {
     fn wait(&mut self) -> Result<ExitStatus, Error> {
         self.child.wait().map_err(|error| Error::Call {
             call: "waitpid(criu)",
-            errno: error.raw_os_error().map_or(Errno::EIO, Errno::from_raw),
+            errno: error.raw(),
         })
     }
 }

@@ -33,6 +33,7 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use proa_sys::errno::Raw;
 use rustix::buffer::spare_capacity;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -147,7 +148,7 @@ impl Channel {
                 // The other side ended with something of ours unread.
                 Err(rustix::io::Errno::CONNRESET) => return Ok(None),
                 Err(errno) => {
-                    let errno = Errno::from_raw(errno.raw_os_error());
+                    let errno = errno.raw();
                     return Err(Error::Call { call: "read", errno });
                 }
             }

@@ -209,12 +209,7 @@ fn external_namespaces(spec: &oci_spec::runtime::Spec, host: &Host, version: u32
     let joined = joined.filter(|join| matches!(join.kind, Kind::Network | Kind::Pid));
     joined
         .map(|join| {
-            if !common::supports_external(version, join.kind) {
-                return Err(Error::ExternalNamespace {
-                    kind: join.kind.file_name(),
-                    when: "checkpointing",
-                });
-            }
+            common::require_external(version, join.kind, "checkpointing")?;
             let inode = std::fs::metadata(&join.path)
                 .map_err(Error::path("stat", &join.path))?
                 .ino();

@@ -150,13 +150,17 @@ pub fn at_least(version: u32, needed: u32, what: &'static str) -> Result<(), Err
     Ok(())
 }
 
-/// Whether CRIU can leave a namespace of that kind alone and find it again at a restore.
-pub fn supports_external(version: u32, kind: Kind) -> bool {
-    match kind {
+/// Makes sure that CRIU can leave a namespace of that kind alone and find it again at a restore; `when` is which of the two.
+pub fn require_external(version: u32, kind: Kind, when: &'static str) -> Result<(), Error> {
+    let supported = match kind {
         Kind::Network => version >= 31_100,
         Kind::Pid => version >= 31_500,
         _ => false,
-    }
+    };
+    supported.then_some(()).ok_or(Error::ExternalNamespace {
+        kind: kind.file_name(),
+        when,
+    })
 }
 
 /// What an outside namespace is called in the images; runc's names.

@@ -151,7 +151,7 @@ impl Request<'_> {
         }
         if let Some(below) = attach {
             cgroup.attach(child.pid, &below)?;
-            channel.send(&Message::Go)?;
+            parent::tell_go(&channel)?;
         }
         Ok((child, channel, early))
     }

@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
+use proa_sys::errno::Raw;
 use rustix::termios::{OptionalActions, Termios};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -219,7 +220,7 @@ impl Terminal {
         if rustix::termios::isatty(&stdin) {
             let failed = |errno: rustix::io::Errno| Error::Call {
                 call: "tcsetattr(stdin, raw)".into(),
-                errno: Errno::from_raw(errno.raw_os_error()),
+                errno: errno.raw(),
             };
             let before = rustix::termios::tcgetattr(&stdin).map_err(failed)?;
             let mut raw = before.clone();
@@ -343,7 +344,7 @@ fn writable(fd: BorrowedFd<'_>) -> bool {
 fn nonblocking(fd: BorrowedFd<'_>) -> Result<(), Error> {
     let failed = |errno: rustix::io::Errno| Error::Call {
         call: "fcntl(terminal, O_NONBLOCK)".into(),
-        errno: Errno::from_raw(errno.raw_os_error()),
+        errno: errno.raw(),
     };
     let flags = rustix::fs::fcntl_getfl(fd).map_err(failed)?;
     rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK).map_err(failed)

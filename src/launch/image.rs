@@ -11,6 +11,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use proa_executor::Hull;
 use proa_executor::locate::{self, Argument};
+use proa_sys::errno::Raw;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -140,7 +141,7 @@ fn overlay(path: &Path) -> Result<(OwnedFd, Option<OwnedFd>), Errno> {
     use rustix::mount::{
         FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
     };
-    let raw = |errno: rustix::io::Errno| Errno::from_raw(errno.raw_os_error());
+    let raw = |errno: rustix::io::Errno| errno.raw();
     let handle = OFlags::PATH | OFlags::CLOEXEC;
     let file = openat(CWD, path, handle, Mode::empty()).map_err(raw)?;
     let real = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new()).map_err(raw)?;

@@ -18,6 +18,7 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hooks, LinuxSeccomp};
 use proa_sys::clone::Child;
+use proa_sys::errno::Raw;
 use std::io::{IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -379,7 +380,7 @@ fn descriptor_of(pid: Pid, number: RawFd) -> Result<OwnedFd, Error> {
     };
     let pidfd = pidfd_of(pid).ok_or_else(|| failed(Errno::ENOSYS))?;
     rustix::process::pidfd_getfd(&pidfd, number, rustix::process::PidfdGetfdFlags::empty())
-        .map_err(|errno| failed(Errno::from_raw(errno.raw_os_error())))
+        .map_err(|errno| failed(errno.raw()))
 }
 
 /// Connects to `--console-socket`.

@@ -127,12 +127,7 @@ fn namespaces(plan: &Plan, version: u32, opts: &mut Options) -> Result<Vec<Owned
         match join.kind {
             // CRIU left them alone at the checkpoint, and finds them by a name.
             Kind::Network | Kind::Pid => {
-                if !common::supports_external(version, join.kind) {
-                    return Err(Error::ExternalNamespace {
-                        kind: join.kind.file_name(),
-                        when: "the restoration",
-                    });
-                }
+                common::require_external(version, join.kind, "the restoration")?;
                 let file = File::open(&join.path).map_err(|source| Error::NoNamespace {
                     kind: join.kind,
                     path: join.path.clone(),

@@ -7,6 +7,7 @@ use crate::cgroup;
 use crate::namespace::{self, Kind};
 use nix::errno::Errno;
 use proa_sys::clone::{Child, Clone, Side};
+use proa_sys::errno::Raw;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -85,7 +86,7 @@ fn is_ours(directory: &OwnedFd) -> bool {
 fn harmless(directory: OwnedFd) -> Result<OwnedFd, Error> {
     use rustix::mount::OpenTreeFlags;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let cloned = rustix::mount::open_tree(&directory, "", flags).map_err(|errno| Errno::from_raw(errno.raw_os_error()));
+    let cloned = rustix::mount::open_tree(&directory, "", flags).map_err(|errno| errno.raw());
     let detached = match cloned {
         // No such call (before Linux 5.2), not privileged in this mount namespace, or a mount that can't be cloned.
         Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => return Ok(directory),

@@ -5,6 +5,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
     socketpair,
 };
+use proa_sys::errno::Raw;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -76,9 +77,7 @@ impl Offer {
         }
         Err(Error::InitGone)
     }
-}
 
-impl Offer {
     /// Gives `master` to whoever shows the terminal; returns it if that is this process.
     pub fn deliver(self, master: OwnedFd) -> Result<Option<OwnedFd>, Error> {
         if self.ours.is_some() {
@@ -108,7 +107,7 @@ pub fn send_master(socket: &OwnedFd, master: &OwnedFd) -> Result<(), nix::errno:
 pub fn keep_newlines(master: BorrowedFd<'_>) -> Result<(), Error> {
     let failed = |errno: rustix::io::Errno| Error::Call {
         call: "tcsetattr(terminal, -ONLCR)".into(),
-        errno: nix::errno::Errno::from_raw(errno.raw_os_error()),
+        errno: errno.raw(),
     };
     let mut modes = rustix::termios::tcgetattr(master).map_err(failed)?;
     modes.output_modes.remove(rustix::termios::OutputModes::ONLCR);

@@ -3,6 +3,7 @@
 use super::{Error, Kind, TimeOffset};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use proa_sys::errno::Raw;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -25,7 +26,7 @@ pub fn open(plan: &super::Plan) -> Result<Vec<(Kind, OwnedFd)>, Error> {
             let file = File::open(&join.path).map_err(|error| Error::Open {
                 kind: join.kind,
                 path: join.path.clone(),
-                errno: errno_of(&error),
+                errno: error.raw(),
             })?;
             Ok((join.kind, file.into()))
         })
@@ -95,16 +96,11 @@ pub fn change_root(root: BorrowedFd<'_>) -> Result<(), Error> {
         let call = call.to_owned();
         move |errno: rustix::io::Errno| Error::Call {
             call,
-            errno: Errno::from_raw(errno.raw_os_error()),
+            errno: errno.raw(),
         }
     };
     rustix::process::fchdir(root).map_err(failed("fchdir(<the container's root>)"))?;
     rustix::process::chroot(".").map_err(failed("chroot(\".\")"))
-}
-
-/// What open(2) said.
-pub(super) fn errno_of(error: &std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 /// A namespace of the process `pid`, opened.
@@ -115,7 +111,7 @@ pub fn open_of(pid: i32, kind: Kind) -> Result<OwnedFd, Error> {
         Err(error) => Err(Error::Open {
             kind,
             path,
-            errno: errno_of(&error),
+            errno: error.raw(),
         }),
     }
 }
@@ -169,7 +165,7 @@ pub fn set_names(hostname: Option<&str>, domainname: Option<&str>) -> Result<(),
     if let Some(name) = domainname.filter(|name| !name.is_empty()) {
         rustix::system::setdomainname(name.as_bytes()).map_err(|errno| Error::Call {
             call: format!("setdomainname({name:?})"),
-            errno: Errno::from_raw(errno.raw_os_error()),
+            errno: errno.raw(),
         })?;
     }
     Ok(())

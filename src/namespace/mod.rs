@@ -5,10 +5,10 @@ pub mod enter;
 pub mod idmap;
 pub mod netdev;
 
-use crate::errno::words;
 use crate::host::Host;
 use nix::errno::Errno;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use proa_sys::errno::words;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 

@@ -6,6 +6,7 @@ use nix::errno::Errno;
 use nix::net::if_::{if_nameindex, if_nametoindex};
 use nix::unistd::Pid;
 use oci_spec::runtime::LinuxNetDevice;
+use proa_sys::errno::Raw;
 use proa_sys::net::rtnl::{Address, Socket};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -217,7 +218,7 @@ fn open(path: &Path) -> Result<OwnedFd, Error> {
     File::open(path).map(OwnedFd::from).map_err(|error| Error::Open {
         kind: Kind::Network,
         path: path.into(),
-        errno: enter::errno_of(&error),
+        errno: error.raw(),
     })
 }
 
@@ -241,7 +242,7 @@ impl Namespaces<'_> {
         let identity = |fd: BorrowedFd<'_>| {
             rustix::fs::fstat(fd)
                 .map(|data| (data.st_dev, data.st_ino))
-                .map_err(|errno| call("fstat(network namespace)", Errno::from_raw(errno.raw_os_error())))
+                .map_err(|errno| call("fstat(network namespace)", errno.raw()))
         };
         Ok(identity(self.own)? == identity(self.target)?)
     }

@@ -4,9 +4,10 @@
 //! at some forty capabilities would double the calls that confining a process takes.
 
 use super::Error;
-use crate::errno::words;
 use nix::errno::Errno;
 use oci_spec::runtime::LinuxCapabilities;
+use proa_sys::errno::Raw;
+use proa_sys::errno::words;
 use proa_sys::security;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use serde::{Deserialize, Serialize};
@@ -138,7 +139,7 @@ impl Capabilities {
                 "unable to apply caps: can't apply capabilities: capset(effective {:#x}, permitted {:#x}, inheritable {:#x})",
                 self.effective, self.permitted, self.inheritable
             ),
-            source: Errno::from_raw(errno.raw_os_error()),
+            source: errno.raw(),
         })
     }
 
@@ -148,7 +149,7 @@ impl Capabilities {
     fn grantable(&self) -> Result<Self, Error> {
         let now = rustix::thread::capabilities(None).map_err(|errno| Error::Call {
             call: "capget()".into(),
-            source: Errno::from_raw(errno.raw_os_error()),
+            source: errno.raw(),
         })?;
         let own = now.permitted.bits();
         let inheritable = own | now.inheritable.bits();
@@ -171,7 +172,7 @@ pub(super) fn regain() -> Result<(), Error> {
     let call = "capset(effective = permitted)";
     let errno = |errno: rustix::io::Errno| Error::Call {
         call: call.into(),
-        source: Errno::from_raw(errno.raw_os_error()),
+        source: errno.raw(),
     };
     let mut sets = rustix::thread::capabilities(None).map_err(errno)?;
     sets.effective = sets.permitted;

@@ -6,6 +6,7 @@ use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, chdir, fchown, setgid, setgroups, setuid};
 use pathrs::flags::OpenFlags;
 use pathrs::procfs::{ProcfsBase, ProcfsHandle};
+use proa_sys::errno::Raw;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -82,7 +83,7 @@ pub(super) fn verify_cwd() -> Result<(), Error> {
             let call = "failed to verify if current working directory is safe: getcwd()".to_owned();
             Err(Error::Call {
                 call,
-                source: Errno::from_raw(errno.raw_os_error()),
+                source: errno.raw(),
             })
         }
     }

@@ -36,9 +36,9 @@ pub use plan::{Affinity, MemoryPolicy, Rlimit, Scheduler, User, plan};
 pub use seccomp::{Filter, filter};
 pub use tune::{check_host, tune};
 
-use crate::errno::words;
 use nix::errno::Errno;
 use proa_executor::Guest;
+use proa_sys::errno::words;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;

@@ -2,9 +2,9 @@
 
 use super::rdt::Resctrl;
 use super::{Affinity, Error, Plan, Rlimit, affinity, lsm};
-use nix::errno::Errno;
 use nix::unistd::Pid;
 use oci_spec::runtime::PosixRlimitType;
+use proa_sys::errno::Raw;
 use proa_sys::security;
 use rustix::process::Resource;
 use std::io;
@@ -98,7 +98,7 @@ fn set_limit(limit: &Rlimit, pid: Pid) -> Result<(), Error> {
                 limit.soft,
                 limit.hard
             ),
-            source: Errno::from_raw(errno.raw_os_error()),
+            source: errno.raw(),
         }),
     }
 }

@@ -1,10 +1,11 @@
 //! `/dev`: nodes and the links of every container (config-linux.md, "Default Devices"; runc adds `core`).
 
-use super::error::{Error, Named, Raw};
+use super::error::{Error, Named};
 use super::resolve::{Missing, Root};
 use super::tree::{self, Source};
 use super::{Device, DeviceKind, Plan};
 use proa_sys::Errno;
+use proa_sys::errno::Raw;
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, chownat, fstat, makedev, mknodat, openat,
     statat, symlinkat, unlinkat,

@@ -1,7 +1,7 @@
 //! Why the file system can't be made.
 
-use crate::errno::words;
 use proa_sys::Errno;
+use proa_sys::errno::{Raw, words};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
@@ -113,29 +113,6 @@ impl Error {
 /// The name of a sysctl, as sysctl(8) writes it, from its file.
 fn dotted(file: &str) -> String {
     file.chars().map(super::sysctl::swap).collect()
-}
-
-/// The errno of a system call, whoever wraps it.
-pub(super) trait Raw {
-    fn raw(&self) -> Errno;
-}
-
-impl Raw for rustix::io::Errno {
-    fn raw(&self) -> Errno {
-        Errno::from_raw(self.raw_os_error())
-    }
-}
-
-impl Raw for Errno {
-    fn raw(&self) -> Errno {
-        *self
-    }
-}
-
-impl Raw for std::io::Error {
-    fn raw(&self) -> Errno {
-        self.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-    }
 }
 
 /// Gives the errno of a call its call.

@@ -1,10 +1,11 @@
 //! The entries of `mounts`, one after the other.
 
-use super::error::{Error, Named, Raw};
+use super::error::{Error, Named};
 use super::resolve::{Missing, Place, Root};
 use super::tree::{self, Change, Source};
 use super::{AskToMap, Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc, sources};
 use proa_sys::Errno;
+use proa_sys::errno::Raw;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat};
 use rustix::mount::{MountAttrFlags as Attr, MountFlags as Flag};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

@@ -1,10 +1,11 @@
 //! The root: made a mount point before the mounts, made the process's root after them.
 
-use super::error::{Error, Named, Raw};
+use super::error::{Error, Named};
 use super::options::{PRIVATE, REC, SHARED, SLAVE};
 use super::resolve::{open_dir, open_dir_no_symlinks};
 use super::{Plan, procfs, tree};
 use proa_sys::Errno;
+use proa_sys::errno::Raw;
 use rustix::fs::CWD;
 use rustix::mount::{MountFlags as Flag, MountPropagationFlags as Propagation, UnmountFlags};
 use rustix::mount::{mount, mount_change, mount_move, unmount};

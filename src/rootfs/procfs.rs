@@ -1,8 +1,9 @@
 //! procfs that is procfs: files in it are used only if nothing was mounted over them (CVE-2025-52881).
 
 use super::Plan;
-use super::error::{Error, Named, Raw};
+use super::error::{Error, Named};
 use proa_sys::Errno;
+use proa_sys::errno::Raw;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat, openat2};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use std::fs::File;

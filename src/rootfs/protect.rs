@@ -163,7 +163,7 @@ impl Covers {
 
 /// A detached tmpfs, read-only as a file system and as a mount (Linux 5.2).
 fn empty_tmpfs(label: Option<&str>) -> Result<OwnedFd, (&'static str, Errno)> {
-    use super::error::Raw;
+    use proa_sys::errno::Raw;
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| ("fsopen", e.raw()))?;
     let set = |result: rustix::io::Result<()>| result.map_err(|e| ("fsconfig", e.raw()));
     set(fsconfig_set_flag(&context, "ro"))?;

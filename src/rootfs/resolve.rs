@@ -1,8 +1,9 @@
 //! Looking up and making paths below a root that may be hostile.
 
-use super::error::{Error, Named, Raw};
+use super::error::{Error, Named};
 use oci_spec::runtime::Spec;
 use proa_sys::Errno;
+use proa_sys::errno::Raw;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -337,7 +338,7 @@ pub(super) fn find_root(spec: &Spec, bundle: &Path) -> Result<PathBuf, Error> {
             _ => format!("{}: not a directory", path.display()),
         },
         Err(Errno::ENOENT) => format!("stat {}: no such file or directory", path.display()),
-        Err(errno) => format!("stat {}: {}", path.display(), crate::errno::words(errno)),
+        Err(errno) => format!("stat {}: {}", path.display(), proa_sys::errno::words(errno)),
     };
     Err(Error::Root { problem })
 }

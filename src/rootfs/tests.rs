@@ -2,9 +2,9 @@
 //! in a tmpfs of its own. Needs root.
 
 use super::*;
-use crate::rootfs::error::Raw;
 use nix::sched::{CloneFlags, unshare};
 use proa_sys::Errno;
+use proa_sys::errno::Raw;
 use rustix::fs::{FileType, Stat, lstat, stat};
 use rustix::mount::{MountFlags, mount, mount_change};
 use serde_json::{Value, json};

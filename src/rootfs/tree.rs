@@ -1,8 +1,9 @@
 //! Mounts through descriptors: the new mount API, and mount(2) where the kernel has only that.
 
-use super::error::{Error, Named, Raw};
+use super::error::{Error, Named};
 use super::resolve::{Root, is_dir};
 use proa_sys::Errno;
+use proa_sys::errno::Raw;
 use proa_sys::mount::{Attributes, mount_setattr};
 use rustix::fs::{CWD, StatVfsMountFlags, fstat, fstatvfs};
 use rustix::mount::{

@@ -1,6 +1,7 @@
 //! flock(2) of a container's directory.
 
 use nix::errno::Errno;
+use proa_sys::errno::Raw;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -16,7 +17,7 @@ impl Lock {
             match flock(&file, FlockOperation::LockExclusive) {
                 Ok(()) => return Ok(Self(file)),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(Errno::from_raw(errno.raw_os_error())),
+                Err(errno) => return Err(errno.raw()),
             }
         }
     }
@@ -25,7 +26,7 @@ impl Lock {
     pub fn try_take(file: File) -> Result<Self, (File, Errno)> {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Self(file)),
-            Err(errno) => Err((file, Errno::from_raw(errno.raw_os_error()))),
+            Err(errno) => Err((file, errno.raw())),
         }
     }
 

@@ -3,6 +3,7 @@
 use super::Error;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
+use proa_sys::errno::Raw;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -66,8 +67,7 @@ pub fn looks_alive(pid: i32, start_time: u64) -> Result<bool, Error> {
 /// pidfd_open(2), Linux 5.3.
 pub fn pidfd(pid: i32) -> Result<OwnedFd, Errno> {
     let pid = rustix::process::Pid::from_raw(pid).ok_or(Errno::ESRCH)?;
-    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
-        .map_err(|error| Errno::from_raw(error.raw_os_error()))
+    rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).map_err(|error| error.raw())
 }
 
 /// Sends `signal` (a number; 0 only checks) to the process that had `pid` and `start_time`, never to one that has the pid

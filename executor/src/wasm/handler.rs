@@ -10,6 +10,7 @@ use crate::native::{self, NativeHandler};
 use crate::{Error, Guest, Handler};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+use proa_sys::errno::words;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -133,9 +134,9 @@ fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
     ) {
         Ok(Some(file)) => return Ok(file),
         Ok(None) if !program.contains('/') => "executable file not found in $PATH".to_owned(),
-        Ok(None) => format!("stat {program}: {}", native::words(Errno::ENOENT)),
-        Err(errno @ (Errno::EISDIR | Errno::EACCES)) => native::words(errno),
-        Err(errno) => format!("stat {program}: {}", native::words(errno)),
+        Ok(None) => format!("stat {program}: {}", words(Errno::ENOENT)),
+        Err(errno @ (Errno::EISDIR | Errno::EACCES)) => words(errno),
+        Err(errno) => format!("stat {program}: {}", words(errno)),
     };
     Err(Error::Program {
         program: program.clone(),

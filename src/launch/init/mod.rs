@@ -16,6 +16,7 @@ use crate::rootfs;
 use crate::state;
 use nix::errno::Errno;
 use proa_executor::Handler;
+use proa_sys::errno::Raw;
 use report::Report;
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -230,7 +231,7 @@ fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handl
     let root = format!("/proc/{}/root", join.pid);
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
     let root = rustix::fs::open(&root, flags, rustix::fs::Mode::empty())
-        .map_err(|errno| failed(format!("open {root}"))(Errno::from_raw(errno.raw_os_error())))?;
+        .map_err(|errno| failed(format!("open {root}"))(errno.raw()))?;
     prepare(handover, handler, root.as_fd())?;
     let cgroup = match join.cgroup {
         true => Some(enter::open_of(join.pid, Kind::Cgroup)?),

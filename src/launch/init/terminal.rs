@@ -3,7 +3,7 @@
 use super::super::terminal::send_master;
 use super::{Error, failed};
 use crate::rootfs::Console;
-use nix::errno::Errno;
+use proa_sys::errno::Raw;
 use rustix::termios::Winsize;
 use std::os::fd::OwnedFd;
 
@@ -18,16 +18,12 @@ pub fn attach(console: Console, socket: &OwnedFd, size: Option<(u16, u16)>) -> R
             ws_ypixel: 0,
         };
         rustix::termios::tcsetwinsize(&console.slave, size)
-            .map_err(|errno| failed(format!("ioctl(TIOCSWINSZ, {rows}x{columns})"))(raw(errno)))?;
+            .map_err(|errno| failed(format!("ioctl(TIOCSWINSZ, {rows}x{columns})"))(errno.raw()))?;
     }
     send_master(socket, &console.master).map_err(failed("sendmsg of the terminal's master over the console socket"))?;
     nix::unistd::dup2_stdin(&console.slave)
         .and_then(|()| nix::unistd::dup2_stdout(&console.slave))
         .and_then(|()| nix::unistd::dup2_stderr(&console.slave))
         .map_err(failed("dup2 of the terminal to stdio"))?;
-    rustix::process::ioctl_tiocsctty(&console.slave).map_err(|errno| failed("ioctl(TIOCSCTTY)")(raw(errno)))
-}
-
-fn raw(errno: rustix::io::Errno) -> Errno {
-    Errno::from_raw(errno.raw_os_error())
+    rustix::process::ioctl_tiocsctty(&console.slave).map_err(|errno| failed("ioctl(TIOCSCTTY)")(errno.raw()))
 }
