@@ -51,6 +51,37 @@ const IMAGE: &str = "example.test/busybox:latest";
 /// What marks a container as Wasm, as flags of `ctr` and podman.
 const WASM: &[&str] = &["--annotation", "run.oci.handler=wasm"];
 
+/// What a script prints with [`show_namespaces`] in this process's own namespaces of these kinds.
+fn own_namespaces(kinds: &[&str]) -> Vec<String> {
+    let link = |kind| fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
+    kinds.iter().map(|kind| link(kind).display().to_string()).collect()
+}
+
+/// A script that prints in which namespaces of these kinds it is, a line each.
+fn show_namespaces(kinds: &[&str]) -> String {
+    format!("cd /proc/self/ns; for n in {}; do readlink $n; done", kinds.join(" "))
+}
+
+/// A manager whose `inspect` takes a Go template.
+trait Inspect {
+    /// Calls the manager.
+    fn inspect_with(&self, args: &[&str]) -> Said;
+
+    /// One field of `inspect`.
+    #[track_caller]
+    fn inspect(&self, name: &str, field: &str) -> String {
+        let format = format!("{{{{{field}}}}}");
+        let text = self.inspect_with(&["inspect", "--format", &format, name]).ok();
+        text.trim_end().to_owned()
+    }
+
+    /// The status and the exit status.
+    #[track_caller]
+    fn ended(&self, name: &str) -> String {
+        self.inspect(name, ".State.Status}} {{.State.ExitCode")
+    }
+}
+
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
     [

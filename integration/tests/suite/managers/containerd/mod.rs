@@ -11,6 +11,7 @@ use proa_integration::console::Terminal;
 use proa_integration::ctx::eventually;
 use proa_integration::{Ctx, Test};
 
+pub use super::later::Release;
 use super::{IMAGE, Said, complaints, say};
 
 mod checkpoint;
@@ -31,24 +32,10 @@ pub fn tests() -> Vec<Test> {
     .concat()
 }
 
-/// Which containerd.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Release {
-    /// The distribution's.
-    System,
-    /// What `scripts/setup-containerd` has unpacked.
-    Newer,
-}
-
 impl Release {
-    /// Where its programs are, if not in the `PATH`.
+    /// Where its programs are, if not in the `PATH`: they use the system's C library, of which they need little.
     fn bin(self) -> Option<PathBuf> {
-        let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/containerd/bin");
-        let found = || {
-            bin.canonicalize()
-                .unwrap_or_else(|e| panic!("{}: {e}: run scripts/setup-containerd", bin.display()))
-        };
-        (self == Release::Newer).then(found)
+        self.usr().map(|usr| usr.join("bin"))
     }
 
     /// The path of one of its programs.

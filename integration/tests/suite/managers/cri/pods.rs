@@ -9,7 +9,7 @@ use proa_integration::Ctx;
 use proa_integration::ctx::eventually;
 use serde_json::{Value, json};
 
-use super::super::{NO_HYBRID, V1, busybox};
+use super::super::{NO_HYBRID, V1, busybox, own_namespaces, show_namespaces};
 use super::{DRIVERS, Release, cri, own_network};
 
 of_both! {
@@ -79,21 +79,11 @@ fn namespaces(options: Value) -> Value {
     json!({"linux": {"security_context": {"namespace_options": options}}})
 }
 
-const LINKS: &str = "for n in net pid ipc uts mnt; do readlink /proc/self/ns/$n; done";
-
-fn own_links() -> Vec<String> {
-    let link = |kind| {
-        fs::read_link(format!("/proc/self/ns/{kind}"))
-            .unwrap()
-            .display()
-            .to_string()
-    };
-    ["net", "pid", "ipc", "uts", "mnt"].map(link).into()
-}
+const KINDS: [&str; 5] = ["net", "pid", "ipc", "uts", "mnt"];
 
 fn cri_shares_the_hosts_namespaces(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox(ctx));
-    let own = own_links();
+    let own = own_namespaces(&KINDS);
     for (n, (options, shared)) in [
         (
             json!({"network": "NODE", "pid": "CONTAINER", "ipc": "POD"}),
@@ -117,7 +107,7 @@ fn cri_shares_the_hosts_namespaces(ctx: &Ctx, release: Release) {
         let name = format!("main{n}");
         // The children of an init in the host's pid namespace must end with it all the same.
         let id = cri.start(&pod, &name, &["sh", "-c", "sleep 1234 & sleep 1234 & wait"]);
-        let (_, said) = cri.exec(&id, &["sh", "-c", LINKS]);
+        let (_, said) = cri.exec(&id, &["sh", "-c", &show_namespaces(&KINDS)]);
         let seen: Vec<&str> = said.lines().collect();
         for (at, shared) in shared.into_iter().enumerate() {
             assert_eq!(seen[at] == own[at], shared, "{seen:?} {own:?}");
@@ -138,7 +128,8 @@ fn cri_shares_the_hosts_namespaces(ctx: &Ctx, release: Release) {
 
 fn cri_shares_namespaces_in_a_pod(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox(ctx));
-    let links = ["sh", "-c", LINKS];
+    let show = show_namespaces(&KINDS);
+    let links = ["sh", "-c", &show];
     let pod = cri.pod(&own_network());
     let one = cri.start(&pod, "one", &["sleep", "1000"]);
     let two = cri.start(&pod, "two", &["sleep", "1000"]);

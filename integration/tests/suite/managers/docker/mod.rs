@@ -12,7 +12,7 @@ use proa_integration::ctx::eventually;
 use proa_integration::{Ctx, Test, View, host};
 
 use super::later::Release;
-use super::{IMAGE, NO_HYBRID, Said, V1, complaints, documented, say};
+use super::{IMAGE, Inspect, NO_HYBRID, Said, V1, complaints, documented, say};
 
 /// The tests of these modules.
 pub fn tests() -> Vec<Test> {
@@ -127,16 +127,11 @@ impl Docker<'_> {
     fn exec(&self, flags: &[&str], program: &[&str]) -> Said {
         self.call(&[&["exec"], flags, &["it"], program].concat())
     }
+}
 
-    /// One field of `inspect`.
-    fn inspect(&self, name: &str, field: &str) -> String {
-        let format = format!("{{{{{field}}}}}");
-        let text = self.call(&["inspect", "--format", &format, name]).ok();
-        text.trim_end().to_owned()
-    }
-
-    fn ended(&self, name: &str) -> String {
-        self.inspect(name, ".State.Status}} {{.State.ExitCode")
+impl Inspect for Docker<'_> {
+    fn inspect_with(&self, args: &[&str]) -> Said {
+        self.call(args)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a container is kept from, and given.
 
-use super::super::busybox;
 use super::super::podman::add_user;
+use super::super::{busybox, own_namespaces, show_namespaces};
 use super::*;
 
 of_both! {
@@ -67,16 +67,10 @@ fn docker_opens_and_closes_what_the_host_has(ctx: &Ctx, release: Release) {
 
 fn docker_shares_namespaces(ctx: &Ctx, release: Release) {
     let docker = docker(ctx, release, &busybox(ctx));
-    let own = |name: &str| {
-        fs::read_link(format!("/proc/self/ns/{name}"))
-            .unwrap()
-            .display()
-            .to_string()
-    };
     let names = ["pid", "ipc", "uts", "net"];
-    let show = format!("cd /proc/self/ns; for n in {}; do readlink $n; done", names.join(" "));
+    let show = show_namespaces(&names);
     let text = docker.shell(&["--pid=host", "--ipc=host", "--uts=host", "--network=host"], &show);
-    assert_eq!(text.lines().collect::<Vec<_>>(), names.map(own));
+    assert_eq!(text.lines().collect::<Vec<_>>(), own_namespaces(&names));
     docker
         .run(
             "proa",
@@ -84,11 +78,11 @@ fn docker_shares_namespaces(ctx: &Ctx, release: Release) {
             &["sleep", "1000"],
         )
         .ok();
-    let show = "cd /proc/self/ns; for n in pid ipc net; do readlink $n; done";
-    let others = docker.exec(&[], &["sh", "-c", show]).ok();
+    let show = show_namespaces(&["pid", "ipc", "net"]);
+    let others = docker.exec(&[], &["sh", "-c", &show]).ok();
     let joined = ["--pid=container:it", "--ipc=container:it", "--network=container:it"];
     // The client may warn of what a network would lack.
-    let text = docker.shell(&joined, show);
+    let text = docker.shell(&joined, &show);
     assert!(text.ends_with(&others), "{text} and {others}");
     let count = "grep -c proa-test /proc/self/cgroup || :";
     assert_eq!(docker.shell(&["--cgroupns=private"], count), "0\n");

@@ -13,14 +13,17 @@ of_both! {
     podman_shows_why_a_checkpoint_failed .views(V1).seconds(120).not_for(NO_HYBRID);
 }
 
+/// The word that the program of container `name` remembers.
+fn said(podman: &Podman<'_>, name: &str) -> String {
+    ask(
+        |args| podman.call(&[&["exec", name], args].concat()),
+        || podman.call(&["kill", "--signal", "USR1", name]).ok(),
+    )
+}
+
 fn podman_checkpoints_and_restores(ctx: &Ctx, release: Release) {
     let podman = podman(ctx, release, &busybox(ctx));
-    let said = || {
-        ask(
-            |args| podman.call(&[&["exec", "it"], args].concat()),
-            || podman.call(&["kill", "--signal", "USR1", "it"]).ok(),
-        )
-    };
+    let said = || said(&podman, "it");
     podman.run(&["--detach", "--name", "it"], &["sh", "-c", PROGRAM]).ok();
     let word = said();
     podman.call(&["container", "checkpoint", "--leave-running", "it"]).ok();
@@ -40,12 +43,7 @@ fn podman_checkpoints_and_restores(ctx: &Ctx, release: Release) {
 
 fn podman_exports_and_imports_a_checkpoint(ctx: &Ctx, release: Release) {
     let podman = podman(ctx, release, &busybox(ctx));
-    let said = |name: &str| {
-        ask(
-            |args| podman.call(&[&["exec", name], args].concat()),
-            || podman.call(&["kill", "--signal", "USR1", name]).ok(),
-        )
-    };
+    let said = |name| said(&podman, name);
     podman.run(&["--detach", "--name", "it"], &["sh", "-c", PROGRAM]).ok();
     let word = said("it");
     let archive = ctx.dir.join("checkpoint.tar.gz");
@@ -86,12 +84,7 @@ fn podman_shows_why_a_checkpoint_failed(ctx: &Ctx, release: Release) {
 
 fn podman_saves_memory_in_steps(ctx: &Ctx, release: Release) {
     let podman = podman(ctx, release, &busybox(ctx));
-    let said = |name: &str| {
-        ask(
-            |args| podman.call(&[&["exec", name], args].concat()),
-            || podman.call(&["kill", "--signal", "USR1", name]).ok(),
-        )
-    };
+    let said = |name| said(&podman, name);
     podman.run(&["--detach", "--name", "it"], &["sh", "-c", PROGRAM]).ok();
     let word = said("it");
     let (before, after) = (ctx.dir.join("before.tar.gz"), ctx.dir.join("after.tar.gz"));

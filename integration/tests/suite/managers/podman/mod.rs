@@ -24,7 +24,7 @@ use proa_integration::{Ctx, Test, View, host};
 pub use rootless::add_user;
 
 use super::later::Release;
-use super::{IMAGE, NO_HYBRID, Said, V1, documented, say};
+use super::{IMAGE, Inspect, NO_HYBRID, Said, V1, documented, say};
 
 /// With both of its cgroup managers.
 const PODMAN: &[View] = &[View::Hybrid, View::Systemd];
@@ -186,17 +186,11 @@ impl Podman<'_> {
         let args = self.run_args(flags, line);
         self.on_terminal(&args.iter().map(String::as_str).collect::<Vec<_>>())
     }
+}
 
-    /// One field of `inspect`.
-    fn inspect(&self, name: &str, field: &str) -> String {
-        let format = format!("{{{{{field}}}}}");
-        let text = self.call(&["inspect", "--format", &format, name]).ok();
-        text.trim_end().to_owned()
-    }
-
-    /// The status and the exit status, as `inspect` has them.
-    fn ended(&self, name: &str) -> String {
-        self.inspect(name, ".State.Status}} {{.State.ExitCode")
+impl Inspect for Podman<'_> {
+    fn inspect_with(&self, args: &[&str]) -> Said {
+        self.call(args)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use proa_integration::Ctx;
 
-use super::super::busybox;
+use super::super::{busybox, own_namespaces, show_namespaces};
 use super::*;
 
 of_both! {
@@ -92,16 +92,10 @@ fn podman_gives_every_privilege(ctx: &Ctx, release: Release) {
 
 fn podman_shares_namespaces(ctx: &Ctx, release: Release) {
     let podman = podman(ctx, release, &busybox(ctx));
-    let own = |name: &str| {
-        fs::read_link(format!("/proc/self/ns/{name}"))
-            .unwrap()
-            .display()
-            .to_string()
-    };
     let names = ["pid", "ipc", "uts", "net"];
-    let show = format!("cd /proc/self/ns; for n in {}; do readlink $n; done", names.join(" "));
+    let show = show_namespaces(&names);
     let text = podman.shell(&["--pid=host", "--ipc=host", "--uts=host", "--network=host"], &show);
-    assert_eq!(text.lines().collect::<Vec<_>>(), names.map(own));
+    assert_eq!(text.lines().collect::<Vec<_>>(), own_namespaces(&names));
     podman.run(&["--detach", "--name=it"], &["sleep", "1000"]).ok();
     let others = podman.call(&["exec", "it", "sh", "-c", &show]).ok();
     let joined = [
@@ -111,7 +105,10 @@ fn podman_shares_namespaces(ctx: &Ctx, release: Release) {
         "--network=container:it",
     ];
     assert_eq!(podman.shell(&joined, &show), others);
-    assert!(names.iter().all(|name| !others.contains(&own(name))), "{others}");
+    assert!(
+        own_namespaces(&names).iter().all(|own| !others.contains(own)),
+        "{others}"
+    );
 }
 
 fn podman_maps_users(ctx: &Ctx, release: Release) {
