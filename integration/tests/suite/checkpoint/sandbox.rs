@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use proa_integration::console::ConsoleSocket;
-use proa_integration::ctx::eventually;
-use proa_integration::{Ctx, Kind, tests};
+use proa_integration::console::{ConsoleSocket, Terminal};
+use proa_integration::ctx::{Call, eventually};
+use proa_integration::{Bundle, Container, Ctx, Kind, tests};
 use serde_json::json;
 
 use super::{PROGRAM, ask, bundle, checkpoint, images, null, restore, start};
@@ -28,23 +28,38 @@ tests! {
     nothing_is_mounted_on_the_host_meanwhile .once().not_for(&[(Kind::Runc, "mounts on the host")]);
 }
 
+/// Runs the container detached; the terminal that it sends over `socket`.
+fn run_on_terminal(ctx: &Ctx, container: &Container<'_>, bundle: &Bundle, socket: &ConsoleSocket) -> Terminal {
+    let (dir, path) = (bundle.dir.to_str().unwrap(), socket.path.to_str().unwrap());
+    let running = ctx
+        .call(&["run", "-d", "-b", dir, "--console-socket", path, &container.id])
+        .spawn();
+    let terminal = socket.terminal();
+    running.wait().ok();
+    terminal
+}
+
+/// A restore that waits for the container's end.
+fn restore_in_foreground(ctx: &Ctx, container: &Container<'_>, bundle: &Bundle) -> Call {
+    let images = images(ctx);
+    let mut args = vec!["restore", "--image-path", images.to_str().unwrap()];
+    args.extend(super::IGNORE);
+    args.extend(["--bundle", bundle.dir.to_str().unwrap(), &container.id]);
+    ctx.call(&args)
+}
+
 fn terminal_goes_to_the_console_socket_again(ctx: &Ctx) {
     let bundle = ctx.bundle();
     let script = "n=0; while read line; do n=$((n+1)); echo $n: $line; done";
     bundle.set("/process/terminal", json!(true)).sh(script);
     let container = ctx.container(&bundle);
     let socket = ConsoleSocket::new(&ctx.dir);
-    let dir = bundle.dir.to_str().unwrap();
-    let path = socket.path.to_str().unwrap();
-    let running = ctx
-        .call(&["run", "-d", "-b", dir, "--console-socket", path, &container.id])
-        .spawn();
-    let mut terminal = socket.terminal();
-    running.wait().ok();
+    let mut terminal = run_on_terminal(ctx, &container, &bundle, &socket);
     terminal.type_in("before\n");
     terminal.expect("1: before\r\n");
 
     checkpoint(ctx, &container, &[]).ok();
+    let path = socket.path.to_str().unwrap();
     restore(ctx, &container, &bundle, &["--console-socket", path]).ok();
     let mut terminal = socket.terminal();
     terminal.type_in("after\n");
@@ -56,11 +71,7 @@ fn restore_in_the_foreground_waits_and_returns_the_status(ctx: &Ctx) {
     let container = start(ctx, &bundle);
     let word = ask(&container, &bundle);
     checkpoint(ctx, &container, &[]).ok();
-    let images = images(ctx);
-    let mut args = vec!["restore", "--image-path", images.to_str().unwrap()];
-    args.extend(super::IGNORE);
-    args.extend(["--bundle", bundle.dir.to_str().unwrap(), &container.id]);
-    let mut running = ctx.call(&args).stdio(null()).spawn();
+    let mut running = restore_in_foreground(ctx, &container, &bundle).stdio(null()).spawn();
     eventually("the restored container", || {
         let state = container.verb(&["state"]);
         (state.code == 0 && state.json()["status"] == "running").then_some(())
@@ -80,21 +91,11 @@ fn terminal_of_a_foreground_restore_is_passed_through(ctx: &Ctx) {
         .sh("read a; read b; echo $a-$b; exit 3");
     let container = ctx.container(&bundle);
     let socket = ConsoleSocket::new(&ctx.dir);
-    let dir = bundle.dir.to_str().unwrap();
-    let path = socket.path.to_str().unwrap();
-    let running = ctx
-        .call(&["run", "-d", "-b", dir, "--console-socket", path, &container.id])
-        .spawn();
-    let mut terminal = socket.terminal();
-    running.wait().ok();
+    let mut terminal = run_on_terminal(ctx, &container, &bundle, &socket);
     terminal.type_in("one\n");
     terminal.expect("one\r\n");
     checkpoint(ctx, &container, &[]).ok();
-    let images = images(ctx);
-    let mut args = vec!["restore", "--image-path", images.to_str().unwrap()];
-    args.extend(super::IGNORE);
-    args.extend(["--bundle", dir, &container.id]);
-    let said = ctx.call(&args).stdin(b"two\n").output();
+    let said = restore_in_foreground(ctx, &container, &bundle).stdin(b"two\n").output();
     assert!(said.code(3).stdout.contains("one-two\n"), "{said:?}");
     container.forget();
 }

@@ -205,7 +205,7 @@ fn an_init_that_does_not_fit_into_memory_is_said_to(ctx: &Ctx) {
 }
 
 fn few_descriptors_fail_the_create_and_leave_nothing(ctx: &Ctx) {
-    let bundle = super::killed::rich(ctx);
+    let bundle = super::steps::rich(ctx);
     let world = World::new(ctx);
     let id = ctx.id();
     let (mut refused, mut made) = (0, 0);

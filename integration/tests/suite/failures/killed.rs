@@ -3,11 +3,10 @@
 
 use std::fs;
 
-use proa_integration::ctx::Call;
 use proa_integration::{Bundle, Container, Ctx, Output, tests};
 use serde_json::json;
 
-use super::steps::{self, Step, World};
+use super::steps::{self, Step, Subject, reach_init, rich, rich_in_a_user_namespace};
 
 tests! {
     create_killed_at_each_step .seconds(steps::seconds()).only_proa();
@@ -74,56 +73,10 @@ const CHANGES: [&str; 52] = [
     "ioctl",
 ];
 
-/// Whether the steps of the container's init were among those that were tried.
-pub(super) fn reaches_init(steps: &[Step]) {
-    assert!(
-        steps
-            .iter()
-            .any(|step| !step.is_runtimes() && step.name == "pivot_root"),
-        "{steps:#?}"
-    );
-    assert!(
-        steps.iter().any(|step| !step.is_runtimes() && step.name == "capset"),
-        "{steps:#?}"
-    );
-}
-
-/// Something of everything that a create makes: mounts, a compiled filter, hooks, a cgroup with limits, a pid file.
-pub(super) fn rich(ctx: &Ctx) -> Bundle {
-    let source = ctx.mkdir("source");
-    let bundle = ctx.bundle();
-    bundle
-        .bind(&source, "/mnt", &["rbind", "ro"])
-        .set("/hooks/createRuntime", json!([{"path": "/bin/true"}]))
-        .set("/hooks/createContainer", json!([{"path": "/bin/true"}]))
-        .set(
-            "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ALLOW",
-            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]}),
-        )
-        .args(&["sleep", "1000"]);
-    bundle
-}
-
-/// Kills at every step of what `call` calls on a container that `prepare` has made ready; `holds` looks at it before it is
-/// deleted by force.
-fn sweep(
-    ctx: &Ctx,
-    bundle: &Bundle,
-    prepare: impl Fn(&Container<'_>),
-    call: impl Fn(&Container<'_>) -> Call,
-    holds: impl Fn(&Container<'_>, &Step, &Output),
-) -> Vec<Step> {
-    let world = World::new(ctx);
+/// Kills at every step of the call; `holds` looks at the container before it is deleted by force.
+fn sweep(ctx: &Ctx, bundle: &Bundle, subject: &Subject<'_>, holds: impl Fn(&Container<'_>, &Output)) -> Vec<Step> {
     let container = ctx.container(bundle);
-    // Once without a look, as the first compiles the filter.
-    prepare(&container);
-    call(&container).output().ok();
-    container.verb(&["delete", "--force"]).ok();
-    prepare(&container);
-    let steps = steps::of(ctx, call(&container), &CHANGES);
-    container.verb(&["delete", "--force"]).ok();
-    world.is_as_before("the call without a fault");
+    let (world, steps) = subject.steps(ctx, &container, &CHANGES);
     let (mut tried, mut happened) = (0, 0);
     for step in &steps {
         for action in ["kill-runtime", "kill-self", "kill-child"] {
@@ -132,13 +85,12 @@ fn sweep(
                 continue;
             }
             tried += 1;
-            prepare(&container);
-            let output = steps::at(ctx, call(&container), step, action);
+            let output = subject.at(ctx, &container, step, action);
             let after = format!("{action} at {step}");
             eprintln!("{after}");
             if let Some(output) = &output {
                 happened += 1;
-                holds(&container, step, output);
+                holds(&container, output);
                 if action != "kill-runtime" {
                     // Whoever is left must say something, and not wait for ever; 137 is how a program ended.
                     let silent = output.stderr.trim().is_empty();
@@ -167,91 +119,42 @@ fn create_killed_at_each_step(ctx: &Ctx) {
     let bundle = rich(ctx);
     let pid_file = ctx.dir.join("pid");
     let flags = ["--pid-file", pid_file.to_str().unwrap()];
-    let steps = sweep(
-        ctx,
-        &bundle,
-        |_| {},
-        |container| ctx.create_call(&bundle, &container.id, &flags),
-        |_, _, _| {},
-    );
-    reaches_init(&steps);
+    reach_init(&sweep(ctx, &bundle, &Subject::create(ctx, &bundle, &flags), |_, _| {}));
     fs::remove_file(pid_file).unwrap();
 }
 
 fn create_in_a_user_namespace_killed_at_each_step(ctx: &Ctx) {
-    let bundle = rich(ctx);
-    // A time namespace needs a process in the middle.
-    bundle.userns(100_000).namespace("time", None);
-    let steps = sweep(
-        ctx,
-        &bundle,
-        |_| {},
-        |container| ctx.create_call(&bundle, &container.id, &[]),
-        |_, _, _| {},
-    );
-    reaches_init(&steps);
+    let bundle = rich_in_a_user_namespace(ctx);
+    reach_init(&sweep(ctx, &bundle, &Subject::create(ctx, &bundle, &[]), |_, _| {}));
 }
 
 fn start_killed_at_each_step(ctx: &Ctx) {
     let bundle = rich(ctx);
     bundle.set("/hooks/poststart", json!([{"path": "/bin/true"}]));
-    sweep(
-        ctx,
-        &bundle,
-        |container| {
-            ctx.create_call(&bundle, &container.id, &[]).output().ok();
-        },
-        |container| ctx.call(&["start", &container.id]),
-        |container, _, output| {
-            // A poststart hook that fails ends the container.
-            let expected = [if output.code == 1 { "stopped" } else { "created" }, "running"];
-            let status = container.status();
-            assert!(expected.contains(&status.as_str()), "{status}");
-        },
-    );
+    sweep(ctx, &bundle, &Subject::start(ctx, &bundle), |container, output| {
+        // A poststart hook that fails ends the container.
+        let expected = [if output.code == 1 { "stopped" } else { "created" }, "running"];
+        let status = container.status();
+        assert!(expected.contains(&status.as_str()), "{status}");
+    });
 }
 
 fn run_killed_at_each_step(ctx: &Ctx) {
     let bundle = rich(ctx);
     bundle.args(&["true"]);
-    let steps = sweep(
-        ctx,
-        &bundle,
-        |_| {},
-        |container| ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &container.id]),
-        |_, _, _| {},
-    );
-    reaches_init(&steps);
+    reach_init(&sweep(ctx, &bundle, &Subject::run(ctx, &bundle), |_, _| {}));
 }
 
 fn exec_killed_at_each_step(ctx: &Ctx) {
     let bundle = rich(ctx);
-    sweep(
-        ctx,
-        &bundle,
-        |container| {
-            ctx.create_call(&bundle, &container.id, &[]).output().ok();
-            container.start();
-        },
-        |container| container.exec_call(&[], &["true"]),
-        |container, _, _| {
-            assert_eq!(container.status(), "running");
-            container.exec(&["true"]).ok();
-        },
-    );
+    sweep(ctx, &bundle, &Subject::exec(ctx, &bundle), |container, _| {
+        assert_eq!(container.status(), "running");
+        container.exec(&["true"]).ok();
+    });
 }
 
 fn delete_killed_at_each_step(ctx: &Ctx) {
     let bundle = rich(ctx);
     bundle.set("/hooks/poststop", json!([{"path": "/bin/true"}]));
-    sweep(
-        ctx,
-        &bundle,
-        |container| {
-            ctx.create_call(&bundle, &container.id, &[]).output().ok();
-            container.start();
-        },
-        |container| ctx.call(&["delete", "--force", &container.id]),
-        |_, _, _| {},
-    );
+    sweep(ctx, &bundle, &Subject::delete(ctx, &bundle), |_, _| {});
 }

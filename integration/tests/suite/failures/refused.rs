@@ -1,13 +1,11 @@
 //! A system call of the runtime that fails, one after the other, with what can happen to it on a machine: the runtime says
 //! which and why, and leaves nothing; or it has another way.
 
-use proa_integration::ctx::Call;
 use proa_integration::{Bundle, Container, Ctx, Output, tests};
 
 use serde_json::json;
 
-use super::killed::{reaches_init, rich};
-use super::steps::{self, Step, World};
+use super::steps::{self, Step, Subject, reach_init, rich, rich_in_a_user_namespace};
 
 tests! {
     create_with_a_call_that_fails .seconds(steps::seconds()).only_proa();
@@ -86,23 +84,9 @@ const CALLS: [&str; 40] = [
     "memfd_create",
 ];
 
-fn sweep(
-    ctx: &Ctx,
-    bundle: &Bundle,
-    prepare: impl Fn(&Container<'_>),
-    call: impl Fn(&Container<'_>) -> Call,
-    holds: impl Fn(&Container<'_>, &Step, &Output),
-) -> Vec<Step> {
-    let world = World::new(ctx);
+fn sweep(ctx: &Ctx, bundle: &Bundle, subject: &Subject<'_>, holds: impl Fn(&Container<'_>, &Output)) -> Vec<Step> {
     let container = ctx.container(bundle);
-    // Once without a look, as the first compiles the filter.
-    prepare(&container);
-    call(&container).output().ok();
-    container.verb(&["delete", "--force"]).ok();
-    prepare(&container);
-    let steps = steps::of(ctx, call(&container), &CALLS);
-    container.verb(&["delete", "--force"]).ok();
-    world.is_as_before("the call without a fault");
+    let (world, steps) = subject.steps(ctx, &container, &CALLS);
     let (mut tried, mut happened) = (0, 0);
     let mut forgiven = Vec::new();
     for (at, step) in steps.iter().enumerate() {
@@ -110,13 +94,12 @@ fn sweep(
         let some = if steps::all() { all } else { &all[at % all.len()..][..1] };
         for (errno, words) in some {
             tried += 1;
-            prepare(&container);
-            let output = steps::at(ctx, call(&container), step, &errno.to_string());
+            let output = subject.at(ctx, &container, step, &errno.to_string());
             let after = format!("errno {errno} at {step}");
             eprintln!("{after}");
             if let Some(output) = &output {
                 happened += 1;
-                holds(&container, step, output);
+                holds(&container, output);
                 let said = output.stderr.to_lowercase();
                 match output.code {
                     0 => forgiven.push(after.clone()),
@@ -137,7 +120,7 @@ fn sweep(
 }
 
 /// A create that failed left nothing, not even for `delete --force`.
-fn nothing_is_left(container: &Container<'_>, _: &Step, output: &Output) {
+fn nothing_is_left(container: &Container<'_>, output: &Output) {
     if output.code != 0 {
         container.verb(&["state"]).refused(&["does not exist"]);
     }
@@ -145,84 +128,46 @@ fn nothing_is_left(container: &Container<'_>, _: &Step, output: &Output) {
 
 fn create_with_a_call_that_fails(ctx: &Ctx) {
     let bundle = rich(ctx);
-    let steps = sweep(
+    reach_init(&sweep(
         ctx,
         &bundle,
-        |_| {},
-        |container| ctx.create_call(&bundle, &container.id, &[]),
+        &Subject::create(ctx, &bundle, &[]),
         nothing_is_left,
-    );
-    reaches_init(&steps);
+    ));
 }
 
 fn create_in_a_user_namespace_with_a_call_that_fails(ctx: &Ctx) {
-    let bundle = rich(ctx);
-    bundle.userns(100_000).namespace("time", None);
-    let steps = sweep(
+    let bundle = rich_in_a_user_namespace(ctx);
+    reach_init(&sweep(
         ctx,
         &bundle,
-        |_| {},
-        |container| ctx.create_call(&bundle, &container.id, &[]),
+        &Subject::create(ctx, &bundle, &[]),
         nothing_is_left,
-    );
-    reaches_init(&steps);
+    ));
 }
 
 fn start_with_a_call_that_fails(ctx: &Ctx) {
     let bundle = rich(ctx);
-    sweep(
-        ctx,
-        &bundle,
-        |container| {
-            ctx.create_call(&bundle, &container.id, &[]).output().ok();
-        },
-        |container| ctx.call(&["start", &container.id]),
-        |_, _, _| {},
-    );
+    sweep(ctx, &bundle, &Subject::start(ctx, &bundle), |_, _| {});
 }
 
 fn run_with_a_call_that_fails(ctx: &Ctx) {
     let bundle = rich(ctx);
     bundle.args(&["true"]);
-    let steps = sweep(
-        ctx,
-        &bundle,
-        |_| {},
-        |container| ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &container.id]),
-        |_, _, _| {},
-    );
-    reaches_init(&steps);
+    reach_init(&sweep(ctx, &bundle, &Subject::run(ctx, &bundle), |_, _| {}));
 }
 
 fn exec_with_a_call_that_fails(ctx: &Ctx) {
     let bundle = rich(ctx);
-    sweep(
-        ctx,
-        &bundle,
-        |container| {
-            ctx.create_call(&bundle, &container.id, &[]).output().ok();
-            container.start();
-        },
-        |container| container.exec_call(&[], &["true"]),
-        |container, _, _| {
-            assert_eq!(container.status(), "running");
-            container.exec(&["true"]).ok();
-        },
-    );
+    sweep(ctx, &bundle, &Subject::exec(ctx, &bundle), |container, _| {
+        assert_eq!(container.status(), "running");
+        container.exec(&["true"]).ok();
+    });
 }
 
 fn delete_with_a_call_that_fails(ctx: &Ctx) {
     let bundle = rich(ctx);
-    sweep(
-        ctx,
-        &bundle,
-        |container| {
-            ctx.create_call(&bundle, &container.id, &[]).output().ok();
-            container.start();
-        },
-        |container| ctx.call(&["delete", "--force", &container.id]),
-        |_, _, _| {},
-    );
+    sweep(ctx, &bundle, &Subject::delete(ctx, &bundle), |_, _| {});
 }
 
 /// Where mknod(2) is not permitted the host's node is shown, if it has one.

@@ -6,7 +6,8 @@ use std::fs;
 use std::path::PathBuf;
 
 use proa_integration::ctx::{Call, eventually};
-use proa_integration::{Container, Ctx, Output, host, vars};
+use proa_integration::{Bundle, Container, Ctx, Output, host, vars};
+use serde_json::json;
 
 /// One system call of the runtime.
 #[derive(Clone, Debug)]
@@ -40,6 +41,120 @@ impl std::fmt::Display for Step {
     }
 }
 
+/// A call of the runtime whose steps are tried, and what makes a container ready for it.
+pub struct Subject<'a> {
+    prepare: Box<dyn Fn(&Container<'_>) + 'a>,
+    call: Box<dyn Fn(&Container<'_>) -> Call + 'a>,
+}
+
+impl<'a> Subject<'a> {
+    fn new(prepare: impl Fn(&Container<'_>) + 'a, call: impl Fn(&Container<'_>) -> Call + 'a) -> Self {
+        Self {
+            prepare: Box::new(prepare),
+            call: Box::new(call),
+        }
+    }
+
+    pub fn create(ctx: &'a Ctx, bundle: &'a Bundle, flags: &'a [&str]) -> Self {
+        Self::new(|_| {}, |container| ctx.create_call(bundle, &container.id, flags))
+    }
+
+    pub fn start(ctx: &'a Ctx, bundle: &'a Bundle) -> Self {
+        Self::new(
+            |container| created(ctx, bundle, container),
+            |container| ctx.call(&["start", &container.id]),
+        )
+    }
+
+    pub fn run(ctx: &'a Ctx, bundle: &'a Bundle) -> Self {
+        Self::new(
+            |_| {},
+            |container| ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &container.id]),
+        )
+    }
+
+    pub fn exec(ctx: &'a Ctx, bundle: &'a Bundle) -> Self {
+        Self::new(
+            |container| started(ctx, bundle, container),
+            |container| container.exec_call(&[], &["true"]),
+        )
+    }
+
+    pub fn delete(ctx: &'a Ctx, bundle: &'a Bundle) -> Self {
+        Self::new(
+            |container| started(ctx, bundle, container),
+            |container| ctx.call(&["delete", "--force", &container.id]),
+        )
+    }
+
+    /// Makes the call without a fault; what its steps are, and the world to compare with.
+    pub fn steps<'c>(&self, ctx: &'c Ctx, container: &Container<'_>, kinds: &[&str]) -> (World<'c>, Vec<Step>) {
+        let world = World::new(ctx);
+        // Once without a look, as the first compiles the filter.
+        (self.prepare)(container);
+        (self.call)(container).output().ok();
+        container.verb(&["delete", "--force"]).ok();
+        (self.prepare)(container);
+        let steps = of(ctx, (self.call)(container), kinds);
+        container.verb(&["delete", "--force"]).ok();
+        world.is_as_before("the call without a fault");
+        (world, steps)
+    }
+
+    /// The same on a container that is made ready for it, with what happens at a step: [`at`].
+    pub fn at(&self, ctx: &Ctx, container: &Container<'_>, step: &Step, action: &str) -> Option<Output> {
+        (self.prepare)(container);
+        at(ctx, (self.call)(container), step, action)
+    }
+}
+
+fn created(ctx: &Ctx, bundle: &Bundle, container: &Container<'_>) {
+    ctx.create_call(bundle, &container.id, &[]).output().ok();
+}
+
+fn started(ctx: &Ctx, bundle: &Bundle, container: &Container<'_>) {
+    created(ctx, bundle, container);
+    container.start();
+}
+
+/// Something of everything that a create makes: mounts, a compiled filter, hooks, a cgroup with limits, a pid file.
+pub fn rich(ctx: &Ctx) -> Bundle {
+    let source = ctx.mkdir("source");
+    let bundle = ctx.bundle();
+    bundle
+        .bind(&source, "/mnt", &["rbind", "ro"])
+        .set("/hooks/createRuntime", json!([{"path": "/bin/true"}]))
+        .set("/hooks/createContainer", json!([{"path": "/bin/true"}]))
+        .set(
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO"}]}),
+        )
+        .args(&["sleep", "1000"]);
+    bundle
+}
+
+/// The same, with a process in the middle, which a time namespace needs.
+pub fn rich_in_a_user_namespace(ctx: &Ctx) -> Bundle {
+    let bundle = rich(ctx);
+    bundle.userns(100_000).namespace("time", None);
+    bundle
+}
+
+/// Whether the steps of the container's init were among those that were tried.
+pub fn reach_init(steps: &[Step]) {
+    assert!(
+        steps
+            .iter()
+            .any(|step| !step.is_runtimes() && step.name == "pivot_root"),
+        "{steps:#?}"
+    );
+    assert!(
+        steps.iter().any(|step| !step.is_runtimes() && step.name == "capset"),
+        "{steps:#?}"
+    );
+}
+
 /// Whether every step is to be tried.
 pub fn all() -> bool {
     std::env::var(vars::STEPS).is_ok_and(|which| which == "all")
@@ -50,8 +165,8 @@ pub fn seconds() -> u64 {
     if all() { 3600 } else { 180 }
 }
 
-/// Makes the call, which must succeed and be one that was made before (what is computed once is cached), and tells its steps of these kinds: all, or of each process's calls of a name the
-/// first and the last, and some in between.
+/// Makes the call, which must succeed and be one that was made before (what is computed once is cached), and tells its steps
+/// of these kinds: all, or of each process's calls of a name the first and the last, and some in between.
 pub fn of(ctx: &Ctx, call: Call, kinds: &[&str]) -> Vec<Step> {
     let (output, lines) = faulty(ctx, call, ["0", "none", "0", "0"]);
     output.ok();
@@ -84,8 +199,8 @@ pub fn of(ctx: &Ctx, call: Call, kinds: &[&str]) -> Vec<Step> {
     chosen.into_iter().map(|at| steps[at].clone()).collect()
 }
 
-/// Makes the call and lets something happen at a step: `kill-runtime`, `kill-self`, or an errno's number. `None` if that
-/// step did not come: processes wait for each other in more than one order.
+/// Makes the call and lets something happen at a step: `kill-runtime`, `kill-self`, `kill-child`, or an errno's number.
+/// `None` if that step did not come: processes wait for each other in more than one order.
 pub fn at(ctx: &Ctx, call: Call, step: &Step, action: &str) -> Option<Output> {
     let (process, number) = (step.process.to_string(), step.number.to_string());
     let (output, lines) = faulty(ctx, call, [&process, &step.name, &number, action]);
