@@ -22,3 +22,4 @@ pub mod plan;
 pub mod process;
 pub mod rootfs;
 pub mod state;
+pub mod wasm;

@@ -13,6 +13,7 @@ fn main() {
         std::process::exit(2);
     };
     let guest = Guest {
+        policy: None,
         args: rest.to_vec(),
         env: vec!["PATH=/bin:/usr/bin".into(), "GREETING=hello there".into()],
         cwd: cwd.clone(),

@@ -8,6 +8,7 @@
 pub mod fuzz;
 pub mod locate;
 pub mod native;
+pub mod policy;
 pub mod recognise;
 pub mod wasm;
 
@@ -34,6 +35,8 @@ pub struct Guest {
     pub cwd: String,
     /// `linux.resources.memory.limit` in bytes, if there is one: bounds a Wasm guest's pages.
     pub memory_limit: Option<u64>,
+    /// What it may do if it is a WebAssembly module; a Linux program has none.
+    pub policy: Option<Box<policy::Policy>>,
 }
 
 /// A way of executing a container's entrypoint. Driven by the container's init process, in this order.

@@ -227,6 +227,7 @@ mod tests {
         let garbage = dir.file("garbage", 0o755);
         fs::write(&garbage, "\x7fELFgarbage").unwrap();
         let guest = Guest {
+            policy: None,
             args: vec![garbage.clone()],
             cwd: "/".to_owned(),
             ..Guest::default()

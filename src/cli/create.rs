@@ -34,6 +34,7 @@ impl CreateArgs {
             preserve_fds: preserve_fds(args.preserve_fds)?,
             driver: globals.driver,
             rootless: globals.rootless,
+            settings: globals.settings()?,
         })
     }
 }

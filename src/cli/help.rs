@@ -75,6 +75,8 @@ GLOBAL OPTIONS:
    --systemd-cgroup    enable systemd cgroup support, expects cgroupsPath to be of form \"slice:prefix:name\"
    --cgroup-manager value  who makes cgroups: 'cgroupfs', 'systemd', or 'disabled' for none
    --rootless value    ignore cgroup permission errors ('true', 'false', or 'auto') (default: \"auto\")
+   --config value      configuration file (default: \"/etc/proa/config.toml\", if there is one)
+   --engine-cache value  where WebAssembly compiled ahead of time is kept (default: \"/var/lib/proa/aot\")
    --help, -h          show help
    --version, -v       print the version
 ";

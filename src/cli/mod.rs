@@ -30,6 +30,7 @@ mod update;
 
 use crate::cgroup::{self, Driver};
 use crate::state::Store;
+use crate::wasm::{self, Settings};
 use crate::{config, host, launch, logging};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
@@ -90,6 +91,8 @@ enum Error {
     State(#[from] crate::state::Error),
     #[error(transparent)]
     Config(#[from] config::Error),
+    #[error(transparent)]
+    Settings(#[from] wasm::settings::Error),
     #[error(transparent)]
     Launch(#[from] launch::Error),
     #[error(transparent)]
@@ -165,6 +168,12 @@ struct GlobalArgs {
     /// Accepted for old callers: as with runc, it is the criu in PATH that is used
     #[arg(long, hide = true)]
     criu: Option<PathBuf>,
+    /// The administrator's configuration file (default: /etc/proa/config.toml, if there is one)
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where code that was compiled ahead of time is kept (default: /var/lib/proa/aot)
+    #[arg(long)]
+    engine_cache: Option<PathBuf>,
 }
 
 /// What the global flags resolve to on this host.
@@ -175,6 +184,21 @@ struct Globals {
     root_given: bool,
     driver: Driver,
     rootless: Option<bool>,
+    /// `--config`.
+    config: Option<PathBuf>,
+    /// `--engine-cache`.
+    engine_cache: Option<PathBuf>,
+}
+
+impl Globals {
+    /// The administrator's configuration file, with what the command line says in its place.
+    fn settings(&self) -> Result<Settings, Error> {
+        let mut settings = Settings::load(self.config.as_deref())?;
+        if let Some(cache) = &self.engine_cache {
+            settings.wasm.aot.cache = Some(cache.clone());
+        }
+        Ok(settings)
+    }
 }
 
 /// Parses the command line, runs the verb, and maps its result to an exit status.
@@ -380,6 +404,8 @@ impl Call<'_> {
             root_given,
             driver,
             rootless,
+            config: absolute_option(args.config)?,
+            engine_cache: absolute_option(args.engine_cache)?,
         })
     }
 }

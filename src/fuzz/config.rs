@@ -53,6 +53,7 @@ pub fn config(data: &[u8]) {
         program: if choice & 2 != 0 { "proa-wasm" } else { "proa" },
         no_pivot: choice & 4 != 0,
         no_new_keyring: choice & 8 != 0,
+        settings: &crate::wasm::Settings::default(),
         driver: if choice & 16 != 0 {
             Driver::Systemd
         } else {

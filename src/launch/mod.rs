@@ -25,6 +25,7 @@ pub use restore::{RestoreOptions, restore};
 use crate::cgroup;
 use crate::config::Config;
 use crate::state::{Container, Store};
+use crate::wasm::Settings;
 use oci_spec::runtime::Process;
 use std::path::PathBuf;
 
@@ -51,6 +52,8 @@ pub struct CreateOptions {
     pub driver: cgroup::Driver,
     /// `--rootless`: `None` is `auto`.
     pub rootless: Option<bool>,
+    /// The administrator's configuration file, with what the command line says in its place.
+    pub settings: Settings,
 }
 
 /// What `run` has beyond `create`.

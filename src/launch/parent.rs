@@ -68,6 +68,7 @@ pub fn resolve(config: &crate::config::Config, host: &Host, options: &CreateOpti
         no_pivot: options.no_pivot,
         no_new_keyring: options.no_new_keyring,
         driver: options.driver,
+        settings: &options.settings,
         listen_fds: listen_fds(),
     };
     Ok(crate::plan::resolve(config, host, request)?)

@@ -4,9 +4,10 @@ use crate::cgroup::{self, Driver};
 use crate::config::Config;
 use crate::host::Host;
 use crate::namespace::{self, Kind};
+use crate::wasm::{self, Settings};
 use crate::{process, rootfs};
-use oci_spec::runtime::{Hooks, LinuxSeccomp};
-use proa_executor::recognise;
+use oci_spec::runtime::{Hooks, LinuxSeccomp, Spec};
+use proa_executor::{Hull, recognise};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,7 @@ pub struct Plan {
     /// The bundle directory, absolute.
     pub bundle: PathBuf,
     /// Which executable becomes init.
-    pub hull: proa_executor::Hull,
+    pub hull: Hull,
     /// The namespaces.
     pub namespaces: namespace::Plan,
     /// The file system.
@@ -52,6 +53,8 @@ pub struct Request<'a> {
     pub no_new_keyring: bool,
     /// `--systemd-cgroup`.
     pub driver: Driver,
+    /// The administrator's configuration file.
+    pub settings: &'a Settings,
     /// How many descriptors systemd's socket activation passed (`LISTEN_FDS`), sd_listen_fds(3).
     pub listen_fds: u32,
 }
@@ -84,6 +87,9 @@ pub enum Error {
     /// Cgroup.
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
+    /// The annotations of a Wasm container.
+    #[error(transparent)]
+    Annotation(#[from] wasm::annotations::Error),
     /// The entrypoint's kind.
     #[error(transparent)]
     Executor(#[from] proa_executor::Error),
@@ -113,11 +119,16 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         process.guest.env.push("LISTEN_PID=1".into());
     }
     let program = process.guest.args.first().map_or("", String::as_str);
+    let hull = recognise::hull(&annotations, request.program, program)?;
+    if hull == Hull::Wasm {
+        let policy = wasm::annotations::policy(request.settings, &annotations, content_mounts(spec))?;
+        process.guest.policy = Some(Box::new(policy));
+    }
     Ok(Plan {
         id: request.id.into(),
         oci_version: spec.version().clone(),
         bundle: request.bundle.into(),
-        hull: recognise::hull(&annotations, request.program, program)?,
+        hull,
         namespaces: namespace::plan(spec, host)?,
         rootfs: rootfs::plan(
             spec,
@@ -133,6 +144,29 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         annotations,
         process,
     })
+}
+
+/// The destinations of mounts that have content of their own, as opposed to the kernel's file systems, and whether each is
+/// read-only.
+fn content_mounts(spec: &Spec) -> Vec<(PathBuf, bool)> {
+    const KERNEL: [&str; 6] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"];
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let content = mounts.iter().filter(|mount| {
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        let device = mount.destination().starts_with("/dev");
+        !KERNEL.contains(&kind) && !device
+    });
+    content
+        .map(|mount| {
+            let options = mount.options().as_deref().unwrap_or_default();
+            let read_only = options.iter().rev().find_map(|option| match option.as_str() {
+                "ro" | "rro" => Some(true),
+                "rw" | "rrw" => Some(false),
+                _ => None,
+            });
+            (mount.destination().clone(), read_only.unwrap_or(false))
+        })
+        .collect()
 }
 
 /// Refuses a hook that would be looked for in somebody's `PATH`.
