@@ -75,7 +75,7 @@ impl WasmHandler {
         match inspect(&file, guest.memory_limit).map_err(refuse)? {
             Kind::Program => Ok(Target::Program(NativeHandler::new())),
             Kind::Module => {
-                let library = engine::load(self.engine_dir.as_deref())?;
+                let library = engine::load(self.engine_dir.as_deref(), engine::Use::Run)?;
                 Ok(Target::Module(Box::new(Module {
                     file,
                     library,

@@ -7,10 +7,14 @@ mod binding;
 mod engine;
 #[cfg(feature = "engine")]
 mod handler;
+#[cfg(feature = "engine")]
+pub mod loader_cache;
 pub mod module;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
+#[cfg(feature = "engine")]
+pub mod stand_in;
 
 #[cfg(feature = "engine")]
 pub use engine::EngineError;
