@@ -61,10 +61,7 @@ pub enum Use {
 /// Loads the engine from `dir`, or from where the dynamic loader finds it.
 pub fn load(dir: Option<&Path>, wanted: Use) -> Result<Library, EngineError> {
     let (name, place) = match dir {
-        Some(dir) => (
-            dir.join(LIBRARY).into_os_string(),
-            format!("{} (from {ENGINE_DIR})", dir.display()),
-        ),
+        Some(dir) => (dir.join(LIBRARY).into_os_string(), shown(dir).display().to_string()),
         None => (LIBRARY.into(), "the dynamic loader's directories (ld.so(8))".to_owned()),
     };
     let not_found = |cause: String| EngineError::NotFound {
@@ -89,6 +86,14 @@ pub fn load(dir: Option<&Path>, wanted: Use) -> Result<Library, EngineError> {
             symbol,
         },
     })
+}
+
+/// The directory's path, where `dir` is what was opened for this process.
+fn shown(dir: &Path) -> PathBuf {
+    match dir.starts_with("/proc/self/fd") {
+        true => std::fs::read_link(dir).unwrap_or_else(|_| dir.to_owned()),
+        false => dir.to_owned(),
+    }
 }
 
 /// Why the engine can't be loaded without its compiler.

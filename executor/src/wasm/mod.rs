@@ -4,7 +4,7 @@
 #[cfg(feature = "engine")]
 mod binding;
 #[cfg(feature = "engine")]
-mod engine;
+pub mod engine;
 #[cfg(feature = "engine")]
 mod handler;
 #[cfg(feature = "engine")]
