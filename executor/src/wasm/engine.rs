@@ -98,7 +98,7 @@ fn shown(dir: &Path) -> PathBuf {
 
 /// Why the engine can't be loaded without its compiler.
 #[derive(Debug, thiserror::Error)]
-enum Reason {
+pub(super) enum Reason {
     /// It isn't in the loader's cache, or there is none. The loader may find it all the same.
     #[error("{LIBRARY} is not in {cache}", cache = loader_cache::PATH)]
     NotInCache,
@@ -158,7 +158,7 @@ fn found_by_loader() -> Result<PathBuf, Reason> {
 }
 
 /// Loads a stand-in from a file in memory which nobody can change.
-fn load_stand_in(stand_in: &stand_in::StandIn) -> Result<SharedObject, Reason> {
+pub(super) fn load_stand_in(stand_in: &stand_in::StandIn) -> Result<SharedObject, Reason> {
     let soname = &stand_in.soname;
     let failed = |call| {
         move |source: std::io::Error| Reason::Memory {
@@ -167,7 +167,7 @@ fn load_stand_in(stand_in: &stand_in::StandIn) -> Result<SharedObject, Reason> {
             source,
         }
     };
-    // As the process's maps show it. A name of that length has no zero byte and is not too long: it was a DT_NEEDED.
+    // As the process's maps show it.
     let label = CString::new(format!("stand-in for {soname}")).unwrap_or_else(|_| c"stand-in".into());
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     // MFD_NOEXEC_SEAL (Linux 6.3) says that nothing in it is to be executed, which vm.memfd_noexec may demand.

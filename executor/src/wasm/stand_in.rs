@@ -25,8 +25,12 @@ use object::read::elf::{Dyn, FileHeader, SectionTable, Sym};
 
 /// What the names of an engine's compiler libraries begin with, as in `libLLVM.so.21.1` and `libLLVM-17.so.1`.
 const COMPILER: &[u8] = b"libLLVM";
+/// More of them than this, no engine needs.
+const NEEDED_MAX: usize = 8;
 /// More symbols than this, no engine imports: WasmEdge 0.17.1 has 576 of LLVM's.
 const IMPORTS_MAX: usize = 16 << 10;
+/// Nor in more versions.
+const VERSIONS_MAX: usize = 64;
 /// The most bytes that the names of all imports have; those of WasmEdge 0.17.1 have 37 KiB.
 const NAMES_MAX: usize = 4 << 20;
 
@@ -58,8 +62,13 @@ pub enum Error {
     /// What is imported from this library can't be told from the rest.
     #[error("its imports from {0} have no version")]
     Unversioned(String),
-    /// No engine is like that.
-    #[error("it imports more than {IMPORTS_MAX} symbols, or {NAMES_MAX} bytes of names, from {0}")]
+    /// No engine needs that many.
+    #[error("it needs more than {NEEDED_MAX} compiler libraries")]
+    TooMany,
+    /// No engine imports that much from one library.
+    #[error(
+        "it imports more than {IMPORTS_MAX} symbols, {NAMES_MAX} bytes of names, or {VERSIONS_MAX} versions from {0}"
+    )]
     TooLarge(String),
 }
 
@@ -108,6 +117,9 @@ fn needed<'data>(sections: &SectionTable<'data, Elf>, library: &'data [u8]) -> R
             found.push(name);
         }
     }
+    if found.len() > NEEDED_MAX {
+        return Err(Error::TooMany);
+    }
     Ok(found)
 }
 
@@ -144,7 +156,7 @@ impl<'data> Imports<'data> {
             };
             let name = symbol.name(LittleEndian, table.strings())?;
             names += name.len();
-            if symbols.len() == IMPORTS_MAX || names > NAMES_MAX {
+            if symbols.len() == IMPORTS_MAX || names > NAMES_MAX || versions.len() > VERSIONS_MAX {
                 return Err(Error::TooLarge(text(from)));
             }
             let version = versions.iter().position(|known| *known == version).unwrap_or_else(|| {
@@ -171,3 +183,6 @@ impl<'data> Imports<'data> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

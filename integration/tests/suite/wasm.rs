@@ -1,5 +1,6 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
+mod load;
 mod programs;
 
 use std::fs;
@@ -49,7 +50,10 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), programs::tests()].into_iter().flatten().collect()
+    [tests(), load::tests(), programs::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 const HELLO: &str = r#"
