@@ -4,8 +4,9 @@
 //! Types and values are those of `wasmedge/wasmedge.h` of 0.14.1 and of 0.17.1, compared field by field. What differs
 //! between the two and is used here: `ConfigureSetMaxMemoryPage` takes a `uint32_t` in 0.14 and a `uint64_t` in 0.17
 //! (one integer register in both calling conventions that matter, x86-64 and AArch64, whose callee reads the low half in
-//! 0.14; the values passed fit in 17 bits). Enumerations were renumbered (proposals, error codes of the loader and the
-//! validator), so of those only `HostRegistration_Wasi` = 0 and the result codes 0 and 1 are used, equal in both.
+//! 0.14; the values passed fit in 17 bits), and `MemoryInstanceGetPageSize` returns one (of which the lower half is read).
+//! Enumerations were renumbered (proposals, error codes of the loader and the
+//! validator), so of those only `HostRegistration_Wasi` = 0 and the result codes 0, 1 and 3 are used, equal in both.
 //!
 //! Nothing that is created here is deleted: the process ends with the guest.
 #![allow(unsafe_code)]
@@ -13,11 +14,15 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// `WasmEdge_HostRegistration_Wasi`.
 const WASI: c_int = 0;
 /// `WasmEdge_ErrCode_Terminated`: the guest called `proc_exit`.
 const TERMINATED: u32 = 1;
+
+/// `WasmEdge_ErrCode_CostLimitExceeded`.
+const OUT_OF_FUEL: u32 = 3;
 
 /// An opaque object of the library.
 type Object = *mut c_void;
@@ -70,6 +75,15 @@ functions! {
     configure_host = c"WasmEdge_ConfigureAddHostRegistration": fn(Object, c_int);
     configure_interpreter = c"WasmEdge_ConfigureSetForceInterpreter": fn(Object, bool);
     configure_pages = c"WasmEdge_ConfigureSetMaxMemoryPage": fn(Object, u64);
+    configure_counting = c"WasmEdge_ConfigureStatisticsSetInstructionCounting": fn(Object, bool);
+    configure_costs = c"WasmEdge_ConfigureStatisticsSetCostMeasuring": fn(Object, bool);
+    vm_statistics = c"WasmEdge_VMGetStatisticsContext": fn(Object) -> Object;
+    statistics_limit = c"WasmEdge_StatisticsSetCostLimit": fn(Object, u64);
+    statistics_instructions = c"WasmEdge_StatisticsGetInstrCount": fn(Object) -> u64;
+    statistics_cost = c"WasmEdge_StatisticsGetTotalCost": fn(Object) -> u64;
+    vm_module = c"WasmEdge_VMGetActiveModule": fn(Object) -> Object;
+    module_memory = c"WasmEdge_ModuleInstanceFindMemory": fn(Object, RawString) -> Object;
+    memory_pages = c"WasmEdge_MemoryInstanceGetPageSize": fn(Object) -> u64;
     vm_create = c"WasmEdge_VMCreate": fn(Object, Object) -> Object;
     vm_import = c"WasmEdge_VMGetImportModuleContext": fn(Object, c_int) -> Object;
     vm_load = c"WasmEdge_VMLoadWasmFromBuffer": fn(Object, *const u8, u32) -> RawResult;
@@ -107,6 +121,47 @@ pub enum End {
     Exit(u32),
     /// It trapped.
     Trap(Failure),
+    /// It has executed as many instructions as it may.
+    OutOfFuel,
+}
+
+/// How instructions are counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counting {
+    /// They are counted.
+    pub count: bool,
+    /// The most that are executed. The engine weighs them by a table, in which each is 1 unless it is told otherwise.
+    pub limit: Option<u64>,
+}
+
+/// Reads the present values of a machine, at any time, from any thread and from a signal handler: each is a number that the
+/// machine keeps, and the machine is never freed.
+pub struct Gauge {
+    statistics: Object,
+    instructions: Option<unsafe extern "C" fn(Object) -> u64>,
+    memory: AtomicPtr<c_void>,
+    pages: unsafe extern "C" fn(Object) -> u64,
+}
+
+// SAFETY: the functions it holds load one word each of objects that are never freed. The count of instructions is atomic; that
+// of pages is a plain word, aligned, written by `memory.grow`: one reads the former value or the later.
+unsafe impl Send for Gauge {}
+// SAFETY: as above.
+unsafe impl Sync for Gauge {}
+
+impl Gauge {
+    /// Instructions executed so far, if they are counted.
+    pub fn instructions(&self) -> Option<u64> {
+        // SAFETY: the statistics belong to a machine that is never freed.
+        self.instructions.map(|read| unsafe { read(self.statistics) })
+    }
+
+    /// Pages of the guest's memory, once it is there.
+    pub fn pages(&self) -> Option<u64> {
+        let memory = self.memory.load(Ordering::Acquire);
+        // SAFETY: the memory belongs to a machine that is never freed.
+        (!memory.is_null()).then(|| unsafe { (self.pages)(memory) } & u64::from(u32::MAX))
+    }
 }
 
 impl Library {
@@ -154,12 +209,13 @@ pub struct Machine<'library> {
     library: &'library Library,
     vm: Object,
     wasi: Object,
+    gauge: &'static Gauge,
     _not_sync: PhantomData<Object>,
 }
 
 impl<'library> Machine<'library> {
-    /// Makes one whose memories can't grow beyond `pages`, if given.
-    pub fn new(library: &'library Library, pages: Option<u32>) -> Result<Self, Failure> {
+    /// Makes one whose memories can't grow beyond `pages`, if given, and which counts instructions as told.
+    pub fn new(library: &'library Library, pages: Option<u32>, counting: Counting) -> Result<Self, Failure> {
         let functions = &library.functions;
         let missing = |what: &str| Failure {
             message: format!("{what} failed"),
@@ -176,6 +232,8 @@ impl<'library> Machine<'library> {
             if let Some(pages) = pages {
                 (functions.configure_pages)(configure, pages.into());
             }
+            (functions.configure_counting)(configure, counting.count);
+            (functions.configure_costs)(configure, counting.limit.is_some());
             let vm = (functions.vm_create)(configure, null_mut());
             if vm.is_null() {
                 return Err(missing("WasmEdge_VMCreate"));
@@ -184,10 +242,30 @@ impl<'library> Machine<'library> {
             if wasi.is_null() {
                 return Err(missing("WasmEdge_VMGetImportModuleContext"));
             }
+            let statistics = (functions.vm_statistics)(vm);
+            if statistics.is_null() {
+                return Err(missing("WasmEdge_VMGetStatisticsContext"));
+            }
+            if let Some(limit) = counting.limit {
+                (functions.statistics_limit)(statistics, limit);
+            }
+            let instructions = match counting {
+                Counting { count: true, .. } => Some(functions.statistics_instructions),
+                // Each costs 1.
+                Counting { limit: Some(_), .. } => Some(functions.statistics_cost),
+                _ => None,
+            };
+            let gauge = Gauge {
+                statistics,
+                instructions,
+                memory: AtomicPtr::new(null_mut()),
+                pages: functions.memory_pages,
+            };
             Ok(Self {
                 library,
                 vm,
                 wasi,
+                gauge: Box::leak(Box::new(gauge)),
                 _not_sync: PhantomData,
             })
         }
@@ -231,28 +309,72 @@ impl<'library> Machine<'library> {
         }
     }
 
-    /// Links the module and runs its start section, if it has one.
-    pub fn instantiate(&mut self) -> Result<(), Failure> {
-        // SAFETY: as for `validate`.
-        self.library
-            .check(unsafe { (self.library.functions.vm_instantiate)(self.vm) })
+    /// Reads its present values.
+    pub fn gauge(&self) -> &'static Gauge {
+        self.gauge
     }
 
-    /// Runs the exported function `name`, which takes and returns nothing.
-    pub fn execute(&mut self, name: &'static str) -> End {
-        let name = RawString {
-            length: name.len() as u32,
-            bytes: name.as_ptr().cast(),
+    /// Links the module, which must have no start section.
+    pub fn instantiate(&mut self) -> Result<(), Failure> {
+        // SAFETY: as for `validate`.
+        let result = unsafe { (self.library.functions.vm_instantiate)(self.vm) };
+        self.library.check(result)?;
+        self.find_memory();
+        Ok(())
+    }
+
+    /// Links the module and runs its start section: guest code. `None` if that has returned.
+    pub fn instantiate_and_start(&mut self) -> Option<End> {
+        // SAFETY: as for `validate`.
+        let result = unsafe { (self.library.functions.vm_instantiate)(self.vm) };
+        match self.end(result) {
+            End::Exit(_) if result.code == 0 => {
+                self.find_memory();
+                None
+            }
+            end => Some(end),
+        }
+    }
+
+    /// Lets the gauge read the memory that commands export.
+    fn find_memory(&self) {
+        let functions = &self.library.functions;
+        // SAFETY: the machine has a module, which lives as long as it; null is asked for nothing, and a memory that isn't
+        // there is null.
+        let memory = unsafe {
+            let module = (functions.vm_module)(self.vm);
+            match module.is_null() {
+                true => null_mut(),
+                false => (functions.module_memory)(module, name("memory")),
+            }
         };
+        self.gauge.memory.store(memory, Ordering::Release);
+    }
+
+    /// Runs the exported function `function`, which takes and returns nothing.
+    pub fn execute(&mut self, function: &'static str) -> End {
         // SAFETY: the name is a static string; no parameters and no results are passed, so their arrays may be null.
-        let result = unsafe { (self.library.functions.vm_execute)(self.vm, name, null(), 0, null_mut(), 0) };
+        let result = unsafe { (self.library.functions.vm_execute)(self.vm, name(function), null(), 0, null_mut(), 0) };
+        self.end(result)
+    }
+
+    fn end(&self, result: RawResult) -> End {
         // SAFETY: takes any result.
         match unsafe { (self.library.functions.result_code)(result) } {
             0 => End::Exit(0),
             // SAFETY: the WASI module belongs to the living machine.
             TERMINATED => End::Exit(unsafe { (self.library.functions.wasi_exit_code)(self.wasi) }),
+            OUT_OF_FUEL => End::OutOfFuel,
             _ => End::Trap(self.library.failure(result)),
         }
+    }
+}
+
+/// A name for the library, which copies it.
+fn name(text: &'static str) -> RawString {
+    RawString {
+        length: text.len() as u32,
+        bytes: text.as_ptr().cast(),
     }
 }
 

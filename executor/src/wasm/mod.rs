@@ -7,10 +7,14 @@ mod binding;
 mod engine;
 #[cfg(feature = "engine")]
 mod handler;
+#[cfg(feature = "engine")]
+mod limits;
 pub mod module;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
+#[cfg(feature = "engine")]
+mod watch;
 
 #[cfg(feature = "engine")]
 pub use engine::EngineError;
