@@ -19,6 +19,7 @@ mod terminal;
 
 pub use checkpoint::{CheckpointOptions, checkpoint};
 pub use criu::CriuOptions;
+pub use exec::hull as exec_hull;
 pub use parent::program;
 pub use restore::{RestoreOptions, restore};
 

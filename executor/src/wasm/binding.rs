@@ -5,22 +5,19 @@
 //! between the two and is used here: `ConfigureSetMaxMemoryPage` takes a `uint32_t` in 0.14 and a `uint64_t` in 0.17
 //! (one integer register in both calling conventions that matter, x86-64 and AArch64, whose callee reads the low half in
 //! 0.14; the values passed fit in 17 bits), and `MemoryInstanceGetPageSize` returns one (of which the lower half is read).
-//! Enumerations were renumbered (proposals, error codes of the loader and the
-//! validator), so of those only `HostRegistration_Wasi` = 0 and the result codes 0, 1 and 3 are used, equal in both.
+//! Enumerations were renumbered (proposals, error codes of the loader and the validator), so of those only the result codes
+//! 0, 1 and 3 are used, equal in both.
 //!
 //! Nothing that is created here is deleted: the process ends with the guest.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
-/// `WasmEdge_HostRegistration_Wasi`.
-const WASI: c_int = 0;
 /// `WasmEdge_ErrCode_Terminated`: the guest called `proc_exit`.
 const TERMINATED: u32 = 1;
-
 /// `WasmEdge_ErrCode_CostLimitExceeded`.
 const OUT_OF_FUEL: u32 = 3;
 
@@ -72,24 +69,29 @@ functions! {
     result_message = c"WasmEdge_ResultGetMessage": fn(RawResult) -> *const c_char;
     result_code = c"WasmEdge_ResultGetCode": fn(RawResult) -> u32;
     configure_create = c"WasmEdge_ConfigureCreate": fn() -> Object;
-    configure_host = c"WasmEdge_ConfigureAddHostRegistration": fn(Object, c_int);
     configure_interpreter = c"WasmEdge_ConfigureSetForceInterpreter": fn(Object, bool);
     configure_pages = c"WasmEdge_ConfigureSetMaxMemoryPage": fn(Object, u64);
     configure_counting = c"WasmEdge_ConfigureStatisticsSetInstructionCounting": fn(Object, bool);
     configure_costs = c"WasmEdge_ConfigureStatisticsSetCostMeasuring": fn(Object, bool);
-    vm_statistics = c"WasmEdge_VMGetStatisticsContext": fn(Object) -> Object;
+    statistics_create = c"WasmEdge_StatisticsCreate": fn() -> Object;
     statistics_limit = c"WasmEdge_StatisticsSetCostLimit": fn(Object, u64);
     statistics_instructions = c"WasmEdge_StatisticsGetInstrCount": fn(Object) -> u64;
     statistics_cost = c"WasmEdge_StatisticsGetTotalCost": fn(Object) -> u64;
-    vm_module = c"WasmEdge_VMGetActiveModule": fn(Object) -> Object;
-    module_memory = c"WasmEdge_ModuleInstanceFindMemory": fn(Object, RawString) -> Object;
+    find_memory = c"WasmEdge_ModuleInstanceFindMemory": fn(Object, RawString) -> Object;
     memory_pages = c"WasmEdge_MemoryInstanceGetPageSize": fn(Object) -> u64;
-    vm_create = c"WasmEdge_VMCreate": fn(Object, Object) -> Object;
-    vm_import = c"WasmEdge_VMGetImportModuleContext": fn(Object, c_int) -> Object;
-    vm_load = c"WasmEdge_VMLoadWasmFromBuffer": fn(Object, *const u8, u32) -> RawResult;
-    vm_validate = c"WasmEdge_VMValidate": fn(Object) -> RawResult;
-    vm_instantiate = c"WasmEdge_VMInstantiate": fn(Object) -> RawResult;
-    vm_execute = c"WasmEdge_VMExecute": fn(Object, RawString, *const c_void, u32, *mut c_void, u32) -> RawResult;
+    store_create = c"WasmEdge_StoreCreate": fn() -> Object;
+    loader_create = c"WasmEdge_LoaderCreate": fn(Object) -> Object;
+    loader_parse = c"WasmEdge_LoaderParseFromBuffer": fn(Object, *mut Object, *const u8, u32) -> RawResult;
+    validator_create = c"WasmEdge_ValidatorCreate": fn(Object) -> Object;
+    validator_validate = c"WasmEdge_ValidatorValidate": fn(Object, Object) -> RawResult;
+    executor_create = c"WasmEdge_ExecutorCreate": fn(Object, Object) -> Object;
+    executor_register = c"WasmEdge_ExecutorRegisterImport": fn(Object, Object, Object) -> RawResult;
+    executor_instantiate = c"WasmEdge_ExecutorInstantiate": fn(Object, *mut Object, Object, Object) -> RawResult;
+    executor_invoke =
+        c"WasmEdge_ExecutorInvoke": fn(Object, Object, *const c_void, u32, *mut c_void, u32) -> RawResult;
+    find_function = c"WasmEdge_ModuleInstanceFindFunction": fn(Object, RawString) -> Object;
+    wasi_create = c"WasmEdge_ModuleInstanceCreateWASI":
+        fn(*const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32) -> Object;
     wasi_init = c"WasmEdge_ModuleInstanceInitWASI":
         fn(Object, *const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32);
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
@@ -152,14 +154,14 @@ unsafe impl Sync for Gauge {}
 impl Gauge {
     /// Instructions executed so far, if they are counted.
     pub fn instructions(&self) -> Option<u64> {
-        // SAFETY: the statistics belong to a machine that is never freed.
+        // SAFETY: where there is a function, there are statistics, which are never freed.
         self.instructions.map(|read| unsafe { read(self.statistics) })
     }
 
     /// Pages of the guest's memory, once it is there.
     pub fn pages(&self) -> Option<u64> {
         let memory = self.memory.load(Ordering::Acquire);
-        // SAFETY: the memory belongs to a machine that is never freed.
+        // SAFETY: the memory belongs to an instance that is never freed.
         (!memory.is_null()).then(|| unsafe { (self.pages)(memory) } & u64::from(u32::MAX))
     }
 }
@@ -204,11 +206,21 @@ impl Library {
     }
 }
 
-/// A virtual machine with WASI, for one module, interpreted.
+/// Everything that one module needs to run, with WASI, interpreted.
+///
+/// Not the engine's own "VM", which puts the same parts together: that one also makes the host modules of every plugin the
+/// engine knows of, in case the guest imports one, which takes four times as long as all of this.
 pub struct Machine<'library> {
     library: &'library Library,
-    vm: Object,
+    store: Object,
+    loader: Object,
+    validator: Object,
+    executor: Object,
     wasi: Object,
+    /// The parsed module, once [`Machine::load`] has succeeded; null before.
+    module: Object,
+    /// The module in the store, once [`Machine::instantiate`] has succeeded; null before.
+    instance: Object,
     gauge: &'static Gauge,
     _not_sync: PhantomData<Object>,
 }
@@ -217,43 +229,31 @@ impl<'library> Machine<'library> {
     /// Makes one whose memories can't grow beyond `pages`, if given, and which counts instructions as told.
     pub fn new(library: &'library Library, pages: Option<u32>, counting: Counting) -> Result<Self, Failure> {
         let functions = &library.functions;
-        let missing = |what: &str| Failure {
-            message: format!("{what} failed"),
+        let made = |object: Object, call: &str| match object.is_null() {
+            true => Err(Failure {
+                message: format!("{call} failed"),
+            }),
+            false => Ok(object),
         };
         // SAFETY: the objects are created here and used by the functions that are declared for them; null is checked
-        // before use; a null store asks for one of the machine's own.
+        // before use; null statistics are none, which only who counts needs; arrays of length 0 are not looked at.
         unsafe {
-            let configure = (functions.configure_create)();
-            if configure.is_null() {
-                return Err(missing("WasmEdge_ConfigureCreate"));
-            }
-            (functions.configure_host)(configure, WASI);
+            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
             (functions.configure_interpreter)(configure, true);
             if let Some(pages) = pages {
                 (functions.configure_pages)(configure, pages.into());
             }
             (functions.configure_counting)(configure, counting.count);
             (functions.configure_costs)(configure, counting.limit.is_some());
-            let vm = (functions.vm_create)(configure, null_mut());
-            if vm.is_null() {
-                return Err(missing("WasmEdge_VMCreate"));
-            }
-            let wasi = (functions.vm_import)(vm, WASI);
-            if wasi.is_null() {
-                return Err(missing("WasmEdge_VMGetImportModuleContext"));
-            }
-            let statistics = (functions.vm_statistics)(vm);
-            if statistics.is_null() {
-                return Err(missing("WasmEdge_VMGetStatisticsContext"));
-            }
-            if let Some(limit) = counting.limit {
-                (functions.statistics_limit)(statistics, limit);
-            }
             let instructions = match counting {
                 Counting { count: true, .. } => Some(functions.statistics_instructions),
                 // Each costs 1.
                 Counting { limit: Some(_), .. } => Some(functions.statistics_cost),
                 _ => None,
+            };
+            let statistics = match instructions {
+                Some(_) => made((functions.statistics_create)(), "WasmEdge_StatisticsCreate")?,
+                None => null_mut(),
             };
             let gauge = Gauge {
                 statistics,
@@ -261,13 +261,32 @@ impl<'library> Machine<'library> {
                 memory: AtomicPtr::new(null_mut()),
                 pages: functions.memory_pages,
             };
-            Ok(Self {
+            let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
+            let machine = Self {
                 library,
-                vm,
-                wasi,
+                store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
+                loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
+                validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
+                executor: made(
+                    (functions.executor_create)(configure, statistics),
+                    "WasmEdge_ExecutorCreate",
+                )?,
+                wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
+                module: null_mut(),
+                instance: null_mut(),
                 gauge: Box::leak(Box::new(gauge)),
                 _not_sync: PhantomData,
-            })
+            };
+            if let Some(limit) = counting.limit {
+                // Not before: to make the executor is to set the limit that a configuration has, which is none.
+                (functions.statistics_limit)(statistics, limit);
+            }
+            library.check((functions.executor_register)(
+                machine.executor,
+                machine.store,
+                machine.wasi,
+            ))?;
+            Ok(machine)
         }
     }
 
@@ -278,23 +297,25 @@ impl<'library> Machine<'library> {
                 message: "larger than 4 GiB".to_owned(),
             });
         };
-        // SAFETY: the machine lives; pointer and length are of one slice, which outlives the call.
+        let parse = self.library.functions.loader_parse;
+        // SAFETY: the loader lives; pointer and length are of one slice, which outlives the call; the result goes to a
+        // field of this object.
         self.library
-            .check(unsafe { (self.library.functions.vm_load)(self.vm, module.as_ptr(), length) })
+            .check(unsafe { parse(self.loader, &mut self.module, module.as_ptr(), length) })
     }
 
     /// Validates what was loaded.
     pub fn validate(&mut self) -> Result<(), Failure> {
-        // SAFETY: the machine lives; called in the wrong order, it answers with an error.
+        // SAFETY: the validator lives; without a module (null), it answers with an error.
         self.library
-            .check(unsafe { (self.library.functions.vm_validate)(self.vm) })
+            .check(unsafe { (self.library.functions.validator_validate)(self.validator, self.module) })
     }
 
     /// Sets what the guest gets by WASI. A preopen is `GUEST:HOST`.
     pub fn wasi(&mut self, args: &[CString], env: &[CString], preopens: &[CString]) {
         let pointers = |strings: &[CString]| strings.iter().map(|string| string.as_ptr()).collect::<Vec<_>>();
         let (args, env, preopens) = (pointers(args), pointers(env), pointers(preopens));
-        // SAFETY: the WASI module belongs to the living machine; every pointer is to a string that ends with a zero byte
+        // SAFETY: the WASI module lives; every pointer is to a string that ends with a zero byte
         // and outlives the call, which copies; the lengths are those of the arrays, far below 2^32.
         unsafe {
             (self.library.functions.wasi_init)(
@@ -316,45 +337,41 @@ impl<'library> Machine<'library> {
 
     /// Links the module, which must have no start section.
     pub fn instantiate(&mut self) -> Result<(), Failure> {
-        // SAFETY: as for `validate`.
-        let result = unsafe { (self.library.functions.vm_instantiate)(self.vm) };
-        self.library.check(result)?;
-        self.find_memory();
-        Ok(())
+        let result = self.raw_instantiate();
+        self.library.check(result)
     }
 
     /// Links the module and runs its start section: guest code. `None` if that has returned.
     pub fn instantiate_and_start(&mut self) -> Option<End> {
-        // SAFETY: as for `validate`.
-        let result = unsafe { (self.library.functions.vm_instantiate)(self.vm) };
-        match self.end(result) {
-            End::Exit(_) if result.code == 0 => {
-                self.find_memory();
-                None
-            }
-            end => Some(end),
-        }
+        let result = self.raw_instantiate();
+        (result.code != 0).then(|| self.end(result))
     }
 
-    /// Lets the gauge read the memory that commands export.
-    fn find_memory(&self) {
+    fn raw_instantiate(&mut self) -> RawResult {
         let functions = &self.library.functions;
-        // SAFETY: the machine has a module, which lives as long as it; null is asked for nothing, and a memory that isn't
-        // there is null.
-        let memory = unsafe {
-            let module = (functions.vm_module)(self.vm);
-            match module.is_null() {
-                true => null_mut(),
-                false => (functions.module_memory)(module, name("memory")),
-            }
-        };
+        let instantiate = functions.executor_instantiate;
+        // SAFETY: executor and store live; without a validated module, it answers with an error; the result goes to a field
+        // of this object.
+        let result = unsafe { instantiate(self.executor, &mut self.instance, self.store, self.module) };
+        // SAFETY: without an instance (null), none is found; the name, by which commands export it, is a static string.
+        let memory = unsafe { (functions.find_memory)(self.instance, name("memory")) };
         self.gauge.memory.store(memory, Ordering::Release);
+        result
     }
 
     /// Runs the exported function `function`, which takes and returns nothing.
     pub fn execute(&mut self, function: &'static str) -> End {
-        // SAFETY: the name is a static string; no parameters and no results are passed, so their arrays may be null.
-        let result = unsafe { (self.library.functions.vm_execute)(self.vm, name(function), null(), 0, null_mut(), 0) };
+        let functions = &self.library.functions;
+        // SAFETY: without an instance (null), none is found; the name is a static string.
+        let found = unsafe { (functions.find_function)(self.instance, name(function)) };
+        if found.is_null() {
+            return End::Trap(Failure {
+                message: format!("there is no function {function:?}"),
+            });
+        }
+        // SAFETY: the executor lives, the function is of its instance; no parameters and no results are passed, so their
+        // arrays may be null.
+        let result = unsafe { (functions.executor_invoke)(self.executor, found, null(), 0, null_mut(), 0) };
         self.end(result)
     }
 
@@ -362,7 +379,7 @@ impl<'library> Machine<'library> {
         // SAFETY: takes any result.
         match unsafe { (self.library.functions.result_code)(result) } {
             0 => End::Exit(0),
-            // SAFETY: the WASI module belongs to the living machine.
+            // SAFETY: the WASI module lives.
             TERMINATED => End::Exit(unsafe { (self.library.functions.wasi_exit_code)(self.wasi) }),
             OUT_OF_FUEL => End::OutOfFuel,
             _ => End::Trap(self.library.failure(result)),
