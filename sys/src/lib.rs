@@ -14,6 +14,7 @@ pub mod memory;
 pub mod mount;
 pub mod net;
 pub mod security;
+pub mod shared;
 pub mod signal;
 
 /// The error of a raw system call.

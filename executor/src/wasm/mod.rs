@@ -7,6 +7,7 @@ mod binding;
 pub mod engine;
 #[cfg(feature = "engine")]
 mod handler;
+mod limits;
 #[cfg(feature = "engine")]
 pub mod loader_cache;
 pub mod module;
@@ -15,6 +16,7 @@ pub mod open;
 mod process;
 #[cfg(feature = "engine")]
 pub mod stand_in;
+mod watch;
 
 #[cfg(feature = "engine")]
 pub use engine::EngineError;

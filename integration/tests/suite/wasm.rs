@@ -1,5 +1,6 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
+mod guest;
 mod load;
 mod programs;
 
@@ -50,7 +51,7 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), load::tests(), programs::tests()]
+    [tests(), guest::tests(), load::tests(), programs::tests()]
         .into_iter()
         .flatten()
         .collect()
