@@ -65,6 +65,8 @@ pub struct Limits {
 pub struct Files {
     /// The directories that follow from the bundle.
     pub preopens: Preopens,
+    /// The widest that the administrator allows: what is named one by one has to lie in what this gives.
+    pub ceiling: Preopens,
     /// Those that were named one by one.
     pub named: Vec<Preopen>,
     /// The destinations of the bundle's mounts, for [`Preopens::Mounts`], and whether each is read-only.

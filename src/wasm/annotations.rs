@@ -102,6 +102,7 @@ fn from_file(wasm: &Wasm, mounts: Vec<(PathBuf, bool)>) -> Policy {
         },
         files: Files {
             preopens: wasm.files.preopens,
+            ceiling: wasm.files.preopens,
             named: Vec::new(),
             mounts,
         },

@@ -2,6 +2,7 @@
 //! executes that.
 
 use super::binding::{End, Failure, Library, Machine};
+use super::files::Files;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
 use super::{engine, process};
@@ -50,7 +51,7 @@ struct Module {
 struct Strings {
     args: Vec<CString>,
     env: Vec<CString>,
-    preopens: Vec<CString>,
+    files: Files,
 }
 
 impl WasmHandler {
@@ -169,10 +170,6 @@ fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
 }
 
 /// Arguments, environment and preopened directories of the guest.
-///
-/// WASI has no working directory. wasi-libc starts in `/` and can't tell a relative path from an absolute one when it
-/// looks for the directory to open it in, so with the root preopened its relative paths start there, as under crun. Guests
-/// of other languages do better if told: Go takes `PWD`, Zig the first preopened directory.
 fn strings(guest: &Guest) -> Result<Strings, Error> {
     let make = |field, values: &[String]| -> Result<Vec<CString>, Error> {
         values
@@ -183,15 +180,12 @@ fn strings(guest: &Guest) -> Result<Strings, Error> {
     };
     let args = make("process.args", &guest.args)?;
     let mut env = make("process.env", &guest.env)?;
-    let mut preopens = vec![CString::from(c"/:/")];
-    if guest.cwd != "/" {
-        // Not by its name, which may have a colon: this process is there.
-        preopens.insert(0, CString::from(c".:."));
-        if !guest.env.iter().any(|entry| entry.starts_with("PWD=")) {
-            env.push(native::c_string("process.cwd", 0, &format!("PWD={}", guest.cwd))?);
-        }
+    if guest.cwd != "/" && !guest.env.iter().any(|entry| entry.starts_with("PWD=")) {
+        // What tells a guest where it is, as WASI has no working directory.
+        env.push(native::c_string("process.cwd", 0, &format!("PWD={}", guest.cwd))?);
     }
-    Ok(Strings { args, env, preopens })
+    let files = Files::open(guest)?;
+    Ok(Strings { args, env, files })
 }
 
 /// Runs the module to its end: the exit status for this process. An error is of something before its first instruction.
@@ -209,7 +203,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
             message: failure.message,
         })
     };
-    let strings = match module.strings.take() {
+    let mut strings = match module.strings.take() {
         Some(strings) => strings,
         None => strings(guest)?,
     };
@@ -225,10 +219,11 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
             .instantiate()
             .map_err(|f| failed("instantiation", explain(f, &survey)))?;
     }
+    strings.files.enforce()?;
     started();
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     process::close_on_exec_now();
-    machine.wasi(&strings.args, &strings.env, &strings.preopens);
+    machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
     if survey.start_section {
         // Guest code runs in this step already.
         if let Err(failure) = machine.instantiate() {

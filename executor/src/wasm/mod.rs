@@ -6,6 +6,8 @@ mod binding;
 #[cfg(feature = "engine")]
 mod engine;
 #[cfg(feature = "engine")]
+mod files;
+#[cfg(feature = "engine")]
 mod handler;
 pub mod module;
 pub mod open;

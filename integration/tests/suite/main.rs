@@ -27,6 +27,7 @@ mod session;
 mod systemd;
 mod terminal;
 mod wasm;
+mod wasm_policy;
 
 fn main() -> std::process::ExitCode {
     if std::env::var_os(harness::FAULTY).is_some() {
@@ -61,6 +62,7 @@ fn main() -> std::process::ExitCode {
         attacks::tests(),
         systemd::tests(),
         wasm::tests(),
+        wasm_policy::tests(),
         fallbacks::tests(),
         managers::tests(),
     ];
