@@ -2,7 +2,7 @@
 //!
 //! With the container's root preopened there is nothing to hold back: what the guest can reach is what any program of the
 //! container could. A narrowed policy is different: it says that the guest may *not* reach what the process itself can, and
-//! the engine's own path resolution has been wrong about that (WasmEdge #4938, and names with a NUL byte). So the kernel is
+//! the engine, which resolves the guest's paths itself, has been wrong about that before (WasmEdge #4938). So the kernel is
 //! asked to enforce it as well: Landlock, in place before the guest's first instruction, for this process alone; what `exec`
 //! runs beside it is not affected.
 //!

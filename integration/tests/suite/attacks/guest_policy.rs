@@ -148,7 +148,7 @@ fn confined(ctx: &Ctx, source: &str, annotations: &[(&str, &str)]) -> (Bundle, V
     (bundle, args)
 }
 
-/// WasmEdge #4938 and a name with a NUL byte, which its path resolution takes for another than the kernel does.
+/// WasmEdge #4938, and names with a NUL byte, which the engine could take for another than the kernel does.
 fn a_guest_does_not_leave_the_directories_it_is_given(ctx: &Ctx) {
     for annotations in [
         &[("preopens", "mounts")][..],
