@@ -27,7 +27,6 @@ mod session;
 mod systemd;
 mod terminal;
 mod wasm;
-mod wasm_policy;
 
 fn main() -> std::process::ExitCode {
     if std::env::var_os(harness::FAULTY).is_some() {
@@ -61,8 +60,7 @@ fn main() -> std::process::ExitCode {
         bad_input::tests(),
         attacks::tests(),
         systemd::tests(),
-        wasm::tests(),
-        wasm_policy::tests(),
+        wasm::all(),
         fallbacks::tests(),
         managers::tests(),
     ];
