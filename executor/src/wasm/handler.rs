@@ -5,7 +5,7 @@ use super::binding::{End, Failure, Library, Machine};
 use super::files::Files;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
-use super::{engine, process};
+use super::{engine, names, process};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::{Error, Guest, Handler};
@@ -77,6 +77,7 @@ impl WasmHandler {
             Kind::Program => Ok(Target::Program(NativeHandler::new())),
             Kind::Module => {
                 let library = engine::load(self.engine_dir.as_deref())?;
+                names::fix(true)?;
                 Ok(Target::Module(Box::new(Module {
                     file,
                     library,

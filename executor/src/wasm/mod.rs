@@ -10,6 +10,8 @@ mod files;
 #[cfg(feature = "engine")]
 mod handler;
 pub mod module;
+#[cfg(feature = "engine")]
+mod names;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;

@@ -50,7 +50,10 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), policy::tests(), programs::tests()].into_iter().flatten().collect()
+    [tests(), policy::tests(), programs::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 const HELLO: &str = r#"

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -14,6 +15,7 @@ use super::{gained, marker, withstood};
 tests! {
     a_guest_does_not_leave_the_directories_it_is_given .once().only_proa();
     a_directory_swapped_for_a_link_does_not_lead_out .once().only_proa();
+    no_library_of_the_image_is_loaded_to_resolve_names .once().only_proa();
 }
 
 /// A guest marked for Wasm with these annotations `proa.wasm/NAME`.
@@ -212,4 +214,78 @@ fn a_directory_swapped_for_a_link_does_not_lead_out(ctx: &Ctx) {
 
 fn swap(one: &Path, other: &Path) {
     renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).unwrap();
+}
+
+/// Asks for names in the ways that the C library goes to its databases for.
+const RESOLVE: &str = include_str!("../wasm/policy/net.c");
+
+/// Native code of the image's author in the engine's process: nsswitch.conf(5) names services, and the C library loads a
+/// library for each of them, from the root that the process is in.
+fn no_library_of_the_image_is_loaded_to_resolve_names(ctx: &Ctx) {
+    let bundle = guest(ctx, RESOLVE, &[]);
+    let library = ctx.dir.join("evil.so");
+    fs::write(
+        ctx.dir.join("evil.c"),
+        "#include <unistd.h>\n__attribute__((constructor)) static void loaded(void)\n\
+         { if (write(1, \"MADE the engine run native code of the image\\n\", 45)) _exit(0); }\n",
+    )
+    .unwrap();
+    let built = Command::new("cc")
+        .args(["-shared", "-fPIC", "-o"])
+        .args([&library, &ctx.dir.join("evil.c")])
+        .env("TMPDIR", &ctx.dir)
+        .status()
+        .unwrap();
+    assert!(built.success());
+    let machine = format!("{}-linux-gnu", std::env::consts::ARCH);
+    for directory in ["lib", "usr/lib", "lib64", "usr/lib64"]
+        .map(String::from)
+        .into_iter()
+        .chain([format!("lib/{machine}"), format!("usr/lib/{machine}")])
+    {
+        fs::create_dir_all(bundle.path(&format!("/{directory}"))).unwrap();
+        for name in [
+            "nss_evil",
+            "nss_files",
+            "nss_dns",
+            "nss_db",
+            "nss_compat",
+            "resolv",
+            "idn2",
+        ] {
+            for version in [0, 2] {
+                fs::copy(&library, bundle.path(&format!("/{directory}/lib{name}.so.{version}"))).unwrap();
+            }
+        }
+    }
+    let databases = [
+        "hosts",
+        "services",
+        "protocols",
+        "networks",
+        "passwd",
+        "group",
+        "rpc",
+        "netgroup",
+        "initgroups",
+    ];
+    let conf: String = databases
+        .map(|database| format!("{database}: evil files dns db compat\n"))
+        .concat();
+    bundle.file("/etc/nsswitch.conf", &conf).args(&[
+        "/module.wasm",
+        "resolve",
+        "absent",
+        "resolve",
+        "b\u{fc}cher.test",
+        "resolve",
+        "localhost",
+        ":http",
+        "resolve",
+        "127.0.0.1",
+        ":absent",
+    ]);
+    let out = ctx.run(&bundle);
+    withstood!(gained(&out.stdout).is_none(), "{:?}", gained(&out.stdout));
+    assert!(out.ok().stdout.starts_with("absent: error "), "{out:?}");
 }

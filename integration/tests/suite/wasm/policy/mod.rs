@@ -1,6 +1,7 @@
 //! What a Wasm guest is held to: directories, sockets, names, plugins, numbers of descriptors.
 
 mod files;
+mod names;
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
-    [files::tests()].into_iter().flatten().collect()
+    [files::tests(), names::tests()].into_iter().flatten().collect()
 }
 
 /// A bundle whose entrypoint is a module compiled from this source, with these annotations `proa.wasm/NAME`.
@@ -21,6 +22,14 @@ pub fn module(ctx: &Ctx, source: &str, annotations: &[(&str, &str)]) -> Bundle {
     bundle.args(&["/module.wasm"]);
     annotate(&bundle, annotations);
     bundle
+}
+
+/// The guest of `net.c`, with what both generations of the socket extension have.
+const NET: &str = include_str!("net.c");
+
+/// A bundle whose guest uses sockets.
+pub fn net(ctx: &Ctx, annotations: &[(&str, &str)]) -> Bundle {
+    module(ctx, NET, annotations)
 }
 
 /// Replaces a Wasm bundle's annotations.
