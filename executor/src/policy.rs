@@ -1,6 +1,9 @@
 //! What a Wasm guest may do and use, as plain data: resolved by the caller from the administrator's configuration file and
 //! the container's annotations, and handed to the [`crate::Handler`] with the guest.
 
+pub mod rule;
+
+pub use rule::{Network, Rule};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -95,15 +98,4 @@ pub struct Preopen {
     pub guest: String,
     /// Whether nothing may be written there.
     pub read_only: bool,
-}
-
-/// What the guest's sockets may do. Each list of rules comes from one authority (the file, an annotation); something is
-/// allowed if every list that there is allows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Network {
-    /// Local addresses to bind and listen on.
-    pub listen: Vec<Vec<String>>,
-    /// Remote addresses to connect and send to.
-    pub connect: Vec<Vec<String>>,
 }

@@ -18,7 +18,7 @@ use landlock::{
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, fstat};
-use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::statfs::{self, FsType, fstatfs};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use proa_sys::errno::words;
 use std::ffi::CString;
@@ -44,14 +44,14 @@ const NAMES: [&str; 7] = [
 
 /// The file systems that are the kernel's interfaces: never given because a working directory happens to lie there. `/proc`
 /// has links that lead everywhere.
-const INTERFACES: [i64; 7] = [
-    nix::libc::PROC_SUPER_MAGIC as i64,
-    nix::libc::SYSFS_MAGIC as i64,
-    nix::libc::CGROUP_SUPER_MAGIC as i64,
-    nix::libc::CGROUP2_SUPER_MAGIC as i64,
-    nix::libc::DEBUGFS_MAGIC as i64,
-    nix::libc::TRACEFS_MAGIC as i64,
-    nix::libc::SECURITYFS_MAGIC as i64,
+const INTERFACES: [FsType; 7] = [
+    statfs::PROC_SUPER_MAGIC,
+    statfs::SYSFS_MAGIC,
+    statfs::CGROUP_SUPER_MAGIC,
+    statfs::CGROUP2_SUPER_MAGIC,
+    statfs::DEBUGFS_MAGIC,
+    statfs::TRACEFS_MAGIC,
+    statfs::SECURITYFS_MAGIC,
 ];
 
 /// The directories of one guest, opened.
@@ -200,10 +200,9 @@ fn working_directory() -> Result<Option<OwnedFd>, Error> {
     let failed = |errno| refused(cwd, words(errno));
     let opened = directory(cwd).map_err(failed)?;
     let root = directory(Path::new("/")).map_err(|errno| refused(Path::new("/"), words(errno)))?;
-    let interface = |fs: FsType| INTERFACES.contains(&(fs.0 as i64));
     let kind = fstatfs(&opened).map_err(failed)?.filesystem_type();
     let is_root = identity(opened.as_fd()).map_err(failed)? == identity(root.as_fd()).map_err(failed)?;
-    Ok((!is_root && !interface(kind)).then_some(opened))
+    Ok((!is_root && !INTERFACES.contains(&kind)).then_some(opened))
 }
 
 /// The directory that is mounted at `destination`; `None` if it is a file, or was covered by a later mount, or can't be

@@ -5,7 +5,7 @@ use super::binding::{End, Failure, Library, Machine};
 use super::files::Files;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
-use super::{engine, names, process};
+use super::{engine, names, network, process};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::{Error, Guest, Handler};
@@ -77,7 +77,7 @@ impl WasmHandler {
             Kind::Program => Ok(Target::Program(NativeHandler::new())),
             Kind::Module => {
                 let library = engine::load(self.engine_dir.as_deref())?;
-                names::fix(true)?;
+                names::fix(network::asks_nameservers(guest))?;
                 Ok(Target::Module(Box::new(Module {
                     file,
                     library,
@@ -221,6 +221,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
             .map_err(|f| failed("instantiation", explain(f, &survey)))?;
     }
     strings.files.enforce()?;
+    network::enforce(guest)?;
     started();
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     process::close_on_exec_now();

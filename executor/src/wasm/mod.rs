@@ -4,6 +4,8 @@
 #[cfg(feature = "engine")]
 mod binding;
 #[cfg(feature = "engine")]
+mod calls;
+#[cfg(feature = "engine")]
 mod engine;
 #[cfg(feature = "engine")]
 mod files;
@@ -12,6 +14,8 @@ mod handler;
 pub mod module;
 #[cfg(feature = "engine")]
 mod names;
+#[cfg(feature = "engine")]
+mod network;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;

@@ -1,12 +1,15 @@
 //! A hostile Wasm guest whose policy gives it less than the container has.
 
 use std::fs;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::sched::{CloneFlags, setns};
 use proa_integration::{Bundle, Ctx, tests, wasm};
 use serde_json::json;
 
@@ -16,6 +19,7 @@ tests! {
     a_guest_does_not_leave_the_directories_it_is_given .once().only_proa();
     a_directory_swapped_for_a_link_does_not_lead_out .once().only_proa();
     no_library_of_the_image_is_loaded_to_resolve_names .once().only_proa();
+    a_guest_reaches_no_address_that_its_rules_do_not_allow .once().only_proa();
 }
 
 /// A guest marked for Wasm with these annotations `proa.wasm/NAME`.
@@ -216,13 +220,13 @@ fn swap(one: &Path, other: &Path) {
     renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE).unwrap();
 }
 
-/// Asks for names in the ways that the C library goes to its databases for.
-const RESOLVE: &str = include_str!("../wasm/policy/net.c");
+/// Uses sockets, as its arguments say.
+const NET: &str = include_str!("../wasm/policy/net.c");
 
 /// Native code of the image's author in the engine's process: nsswitch.conf(5) names services, and the C library loads a
 /// library for each of them, from the root that the process is in.
 fn no_library_of_the_image_is_loaded_to_resolve_names(ctx: &Ctx) {
-    let bundle = guest(ctx, RESOLVE, &[]);
+    let bundle = guest(ctx, NET, &[]);
     let library = ctx.dir.join("evil.so");
     fs::write(
         ctx.dir.join("evil.c"),
@@ -288,4 +292,38 @@ fn no_library_of_the_image_is_loaded_to_resolve_names(ctx: &Ctx) {
     let out = ctx.run(&bundle);
     withstood!(gained(&out.stdout).is_none(), "{:?}", gained(&out.stdout));
     assert!(out.ok().stdout.starts_with("absent: error "), "{out:?}");
+}
+
+/// Sends to addresses that the policy names otherwise than by the text: by datagrams over sockets that are connected or are
+/// not, by IPv4 in IPv6, and to the port that is allowed at another address.
+fn a_guest_reaches_no_address_that_its_rules_do_not_allow(ctx: &Ctx) {
+    let bundle = guest(ctx, NET, &[("connect", "tcp:127.0.0.2:80"), ("listen", "")]);
+    let mut args = vec!["/module.wasm"];
+    for address in ["127.0.0.1", "::ffff:127.0.0.1", "0.0.0.0"] {
+        args.extend([
+            "toss", address, "80", "x", "tell", address, "80", "x", "connect", address, "80",
+        ]);
+    }
+    args.extend(["connect", "127.0.0.2", "80"]);
+    bundle.args(&args);
+    let container = ctx.create(&bundle);
+    let namespace = fs::File::open(format!("/proc/{}/ns/net", container.pid())).unwrap();
+    // Bound here, and heard there: a socket stays in the network namespace that it was made in.
+    let (datagrams, streams) = std::thread::spawn(move || {
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+        (
+            UdpSocket::bind("127.0.0.1:80").unwrap(),
+            TcpListener::bind("127.0.0.1:80").unwrap(),
+        )
+    })
+    .join()
+    .unwrap();
+    datagrams.set_nonblocking(true).unwrap();
+    streams.set_nonblocking(true).unwrap();
+    container.start();
+    container.stopped();
+    let said = container.stdout();
+    withstood!(datagrams.recv(&mut [0; 16]).is_err(), "a datagram arrived: {said}");
+    withstood!(streams.accept().is_err(), "a connection was made: {said}");
+    assert!(said.ends_with("connect: error 14\n"), "what is allowed is not: {said}");
 }

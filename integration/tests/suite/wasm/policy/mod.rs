@@ -2,6 +2,7 @@
 
 mod files;
 mod names;
+mod network;
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,25 +12,38 @@ use serde_json::{Value, json};
 
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
-    [files::tests(), names::tests()].into_iter().flatten().collect()
+    [files::tests(), names::tests(), network::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// A bundle whose entrypoint is a module compiled from this source, with these annotations `proa.wasm/NAME`.
 pub fn module(ctx: &Ctx, source: &str, annotations: &[(&str, &str)]) -> Bundle {
+    module_with(ctx, source, &[], annotations)
+}
+
+/// The same with flags for the compiler.
+fn module_with(ctx: &Ctx, source: &str, flags: &[&str], annotations: &[(&str, &str)]) -> Bundle {
     let bundle = ctx.bundle();
-    let compiled = wasm::compile(&ctx.dir, "module", source, &[]);
+    let compiled = wasm::compile(&ctx.dir, "module", source, flags);
     fs::copy(compiled, bundle.path("/module.wasm")).unwrap();
     bundle.args(&["/module.wasm"]);
     annotate(&bundle, annotations);
     bundle
 }
 
-/// The guest of `net.c`, with what both generations of the socket extension have.
+/// A guest that uses the socket extension.
 const NET: &str = include_str!("net.c");
 
-/// A bundle whose guest uses sockets.
+/// A bundle whose guest uses sockets, with the second generation of the extension.
 pub fn net(ctx: &Ctx, annotations: &[(&str, &str)]) -> Bundle {
-    module(ctx, NET, annotations)
+    module_with(ctx, NET, &["-DSECOND"], annotations)
+}
+
+/// The same with the first generation.
+pub fn first_net(ctx: &Ctx, annotations: &[(&str, &str)]) -> Bundle {
+    module_with(ctx, NET, &[], annotations)
 }
 
 /// Replaces a Wasm bundle's annotations.

@@ -36,7 +36,7 @@ pub fn resolving(ctx: &Ctx, names: &[&str]) -> Bundle {
 
 /// A nameserver on the loopback device of the container's network namespace, which tells every name that it is asked for. It
 /// knows one name of each search domain. It ends with the test's process.
-fn nameserver(container: &Container<'_>) -> mpsc::Receiver<String> {
+pub fn nameserver(container: &Container<'_>) -> mpsc::Receiver<String> {
     let namespace = fs::File::open(format!("/proc/{}/ns/net", container.pid())).unwrap();
     let (asked, hear) = mpsc::channel();
     let (ready, wait) = mpsc::channel();

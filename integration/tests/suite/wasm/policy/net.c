@@ -4,13 +4,15 @@
  *   resolve NAME [SERVICE]        sock_getaddrinfo, all addresses
  *   serve COUNT ADDRESS PORT      answers so many HTTP requests over TCP
  *   get ADDRESS PORT              an HTTP request
- *   echo COUNT ADDRESS PORT       sends so many datagrams back
+ *   echo COUNT ADDRESS PORT       sends so many datagrams back (with SECOND: the first generation tells no port)
  *   ask ADDRESS PORT TEXT         a datagram by sock_send_to, and the answer
+ *   toss ADDRESS PORT TEXT        a datagram by sock_send_to, and no answer
  *   tell ADDRESS PORT TEXT        a datagram on a connected socket
  *   connect|datagram|listen ADDRESS PORT     only that
  *   unbound                       listens without bind
  *   local                         opens an AF_UNIX socket
- *   v2                            from here on, with the second generation's addresses
+ *
+ * SECOND: with the second generation of the extension.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -18,7 +20,13 @@
 #include <string.h>
 #include <unistd.h>
 
-#define WASI(name) __attribute__((import_module("wasi_snapshot_preview1"), import_name(#name)))
+#define WASI(name) __attribute__((import_module("wasi_snapshot_preview1"), import_name(name)))
+/* Of two functions with one type the engine gives the first generation's, unless it is asked by its full name. */
+#ifdef SECOND
+#define SOCK(name) WASI("sock_" #name "_v2")
+#else
+#define SOCK(name) WASI("sock_" #name)
+#endif
 
 struct address {
 	uint8_t *bytes;
@@ -44,21 +52,24 @@ struct addrinfo {
 	struct addrinfo *next;
 };
 
-WASI(sock_open) int sock_open(int family, int type, int *fd);
-WASI(sock_bind) int sock_bind(int fd, struct address *address, int port);
-WASI(sock_listen) int sock_listen(int fd, int backlog);
-/* The first generation's has two parameters, the second's and WASI's own three. */
-WASI(sock_accept) int sock_accept(int fd, int flags, int *accepted);
-WASI(sock_connect) int sock_connect(int fd, struct address *address, int port);
-WASI(sock_recv) int sock_recv(int fd, struct data *to, int count, int flags, uint32_t *length, uint32_t *out);
-WASI(sock_send) int sock_send(int fd, struct data *from, int count, int flags, uint32_t *length);
-WASI(sock_send_to) int sock_send_to(int fd, struct data *from, int count, struct address *to, int port, int flags,
+SOCK(open) int sock_open(int family, int type, int *fd);
+SOCK(bind) int sock_bind(int fd, struct address *address, int port);
+SOCK(listen) int sock_listen(int fd, int backlog);
+#ifdef SECOND
+SOCK(accept) int sock_accept(int fd, int flags, int *accepted);
+#else
+SOCK(accept) int sock_accept(int fd, int *accepted);
+#endif
+SOCK(connect) int sock_connect(int fd, struct address *address, int port);
+SOCK(recv) int sock_recv(int fd, struct data *to, int count, int flags, uint32_t *length, uint32_t *out);
+SOCK(send) int sock_send(int fd, struct data *from, int count, int flags, uint32_t *length);
+SOCK(send_to) int sock_send_to(int fd, struct data *from, int count, struct address *to, int port, int flags,
 	uint32_t *length);
 #ifdef SECOND
-WASI(sock_recv_from) int sock_recv_from(int fd, struct data *to, int count, struct address *from, int flags, uint16_t *port,
+SOCK(recv_from) int sock_recv_from(int fd, struct data *to, int count, struct address *from, int flags, uint16_t *port,
 	uint32_t *length, uint32_t *out);
 #endif
-WASI(sock_getaddrinfo) int sock_getaddrinfo(const char *node, uint32_t node_length, const char *service,
+WASI("sock_getaddrinfo") int sock_getaddrinfo(const char *node, uint32_t node_length, const char *service,
 	uint32_t service_length, struct addrinfo *hints, struct addrinfo **result, uint32_t most, uint32_t *count);
 
 enum { INET4 = 1, INET6 = 2, UNIX = 3 };
@@ -184,7 +195,12 @@ int main(int argc, char **argv)
 				if (said("bind", sock_bind(fd, &address, port)) || said("listen", sock_listen(fd, 5)))
 					continue;
 				while (times--) {
-					if (sock_accept(fd, 0, &other) || get(other, text, sizeof text - 1))
+#ifdef SECOND
+					int error = sock_accept(fd, 0, &other);
+#else
+					int error = sock_accept(fd, &other);
+#endif
+					if (error || get(other, text, sizeof text - 1))
 						return said("serve", 1);
 					text[strcspn(text, "\r\n")] = 0;
 					char answer[256];
@@ -212,16 +228,17 @@ int main(int argc, char **argv)
 					if (sock_recv_from(fd, &data, 1, &address, 0, &from, &length, &flags))
 						return said("receive", 1);
 					data.length = length;
-					if (sock_send_to(fd, &data, 1, &address, from, 0, &length))
+					/* The engine gives the port in the order of the network. */
+					if (sock_send_to(fd, &data, 1, &address, __builtin_bswap16(from), 0, &length))
 						return said("send back", 1);
 				}
 				puts("echoed");
 #endif
-			} else if (!strcmp(verb, "ask")) {
+			} else if (!strcmp(verb, "ask") || !strcmp(verb, "toss")) {
 				uint32_t length;
 				struct data data = {argv[i + 1], strlen(argv[i + 1])};
 				i++;
-				if (said("send to", sock_send_to(fd, &data, 1, &address, port, 0, &length)))
+				if (said("send to", sock_send_to(fd, &data, 1, &address, port, 0, &length)) || *verb == 't')
 					continue;
 				said("receive", get(fd, text, sizeof text - 1));
 				puts(text);
