@@ -305,6 +305,8 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     process::close_on_exec_now();
     machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
     watch.start();
+    // To load took most of what is in memory now; to run takes little of it.
+    proa_sys::memory::release();
     // Guest code runs in a start section already.
     let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();
     let end = ended.unwrap_or_else(|| machine.execute("_start"));
