@@ -4,6 +4,7 @@
 //! [`Handler::prepare`] while the host's files can still be seen (before pivot_root(2)), [`Handler::run`] after the process
 //! is confined.
 
+pub mod aot;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod locate;
