@@ -84,6 +84,8 @@ pub struct ExecOptions {
     pub preserve_fds: u32,
     /// `--cgroup`, each `[CONTROLLER,…:]PATH` below the container's cgroup.
     pub cgroup: Vec<String>,
+    /// The administrator's configuration file, with what the command line says in its place.
+    pub settings: Settings,
 }
 
 /// Why a container could not be launched.
