@@ -141,6 +141,8 @@ pub struct Hashing<R> {
     source: R,
     hash: Sha256,
     at: u64,
+    /// For what is skipped.
+    buffer: Vec<u8>,
 }
 
 impl<R: Read> Hashing<R> {
@@ -150,6 +152,7 @@ impl<R: Read> Hashing<R> {
             source,
             hash: Sha256::new(),
             at: 0,
+            buffer: Vec::new(),
         }
     }
 
@@ -160,17 +163,19 @@ impl<R: Read> Hashing<R> {
     }
 
     fn skip(&mut self, mut bytes: u64) -> io::Result<()> {
-        let mut buffer = vec![0; 128 * 1024];
-        while bytes > 0 {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(128 * 1024, 0);
+        let skipped = loop {
             let most = buffer.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
             match self.read(&mut buffer[..most]) {
-                Ok(0) => break,
+                Ok(0) => break Ok(()),
                 Ok(count) => bytes -= count as u64,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => break Err(error),
             }
-        }
-        Ok(())
+        };
+        self.buffer = buffer;
+        skipped
     }
 }
 

@@ -2,21 +2,26 @@
 //! executes that.
 
 use super::binding::{End, Failure, Library, Machine};
+use super::code::{CodeFacts, CodeUse, Compiled};
+use super::compile::Compiler;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
 use super::{engine, process};
+use crate::aot::{Digest, Hashing, Source};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
+use crate::policy::Aot;
 use crate::{Error, Guest, Handler};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// The exit status of a guest that trapped: what a shell reports for `SIGABRT`.
 const TRAPPED: i32 = 134;
@@ -36,12 +41,18 @@ pub struct WasmHandler {
 enum Target {
     Program(NativeHandler),
     Module(Box<Module>),
+    Compiler(Box<Compiler>),
 }
 
 /// A module that is open but not read, and the engine for it.
 struct Module {
     file: File,
     library: Library,
+    /// What `prepare` saw of it.
+    survey: Survey,
+    /// Its code, if the cache has it.
+    compiled: Option<Compiled>,
+    facts: CodeFacts,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
 }
@@ -66,37 +77,52 @@ impl WasmHandler {
         }
     }
 
-    fn look(&self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Target, Error> {
+    fn look(&self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<Target, Error> {
+        let engine_dir = self.engine_dir.as_deref();
+        if let Some(task) = &guest.compile {
+            let compiler = Compiler::prepare(task, engine_dir, source)?;
+            return Ok(Target::Compiler(Box::new(compiler)));
+        }
         let file = find(guest, rootfs)?;
         let refuse = |cause| Error::Module {
             path: guest.args[0].clone(),
             cause,
         };
-        match inspect(&file, guest.memory_limit).map_err(refuse)? {
-            Kind::Program => Ok(Target::Program(NativeHandler::new())),
-            Kind::Module => {
-                let library = engine::load(self.engine_dir.as_deref())?;
-                Ok(Target::Module(Box::new(Module {
-                    file,
-                    library,
-                    strings: None,
-                })))
-            }
+        let policy = guest.policy.as_deref();
+        let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
+        let began = Instant::now();
+        let Some((survey, digest)) = inspect(&file, guest.memory_limit, cache.is_some()).map_err(refuse)? else {
+            return Ok(Target::Program(NativeHandler::new()));
+        };
+        let library = engine::load(engine_dir)?;
+        let mut facts = CodeFacts::default();
+        let mut compiled = None;
+        if let (Some((directory, policy)), Some(digest)) = (cache, &digest) {
+            compiled = Compiled::find(directory, (&library, digest, &file), policy, source);
+            facts.found_in = began.elapsed();
         }
+        Ok(Target::Module(Box::new(Module {
+            file,
+            library,
+            survey,
+            compiled,
+            facts,
+            strings: None,
+        })))
     }
 }
 
 impl Handler for WasmHandler {
-    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<(), Error> {
-        self.target = Some(self.look(guest, rootfs)?);
+    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<(), Error> {
+        self.target = Some(self.look(guest, rootfs, source)?);
         match &mut self.target {
-            Some(Target::Program(native)) => native.prepare(guest, rootfs),
+            Some(Target::Program(native)) => native.prepare(guest, rootfs, source),
             _ => Ok(()),
         }
     }
 
     fn in_process(&self) -> bool {
-        matches!(self.target, Some(Target::Module(_)))
+        matches!(self.target, Some(Target::Module(_) | Target::Compiler(_)))
     }
 
     fn check(&mut self, guest: &Guest) -> Result<(), Error> {
@@ -106,6 +132,7 @@ impl Handler for WasmHandler {
                 module.strings = Some(strings(guest)?);
                 Ok(())
             }
+            Some(Target::Compiler(_)) => Ok(()),
             None => Err(unprepared(guest)),
         }
     }
@@ -117,6 +144,7 @@ impl Handler for WasmHandler {
                 Ok(status) => process::exit_now(status),
                 Err(error) => error,
             },
+            Some(Target::Compiler(compiler)) => compiler.run(started),
             None => unprepared(guest),
         }
     }
@@ -144,16 +172,35 @@ fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
     })
 }
 
-/// Says what the file is, and refuses what can't be run.
-fn inspect(file: &File, memory_limit: Option<u64>) -> Result<Kind, Refusal> {
+/// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of the very
+/// bytes that were looked at comes along, unless they can't be read in order.
+fn inspect(
+    file: &File,
+    memory_limit: Option<u64>,
+    identify: bool,
+) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
     let size = file.metadata().map_err(Refusal::Read)?.len();
     let mut head = [0; HEAD];
     let length = read_head(file, &mut head).map_err(Refusal::Read)?;
-    let kind = module::kind(&head[..length])?;
-    if kind == Kind::Module {
-        module::survey(file, size)?.check(memory_limit)?;
+    if module::kind(&head[..length])? == Kind::Program {
+        return Ok(None);
     }
-    Ok(kind)
+    let mut hashing = Hashing::new(file);
+    let surveyed = match identify {
+        true => module::survey(&mut hashing, size),
+        false => module::survey(file, size),
+    };
+    let (survey, digest) = match surveyed {
+        // What is malformed is for the engine to refuse, in its words.
+        Err(Refusal::Read(error)) if error.kind() == ErrorKind::NotSeekable => (module::survey(file, size)?, None),
+        Ok(survey) if identify => {
+            let (digest, length) = hashing.finish().map_err(Refusal::Read)?;
+            (survey, (length == size).then_some(digest))
+        }
+        other => (other?, None),
+    };
+    survey.check(memory_limit)?;
+    Ok(Some((survey, digest)))
 }
 
 fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
@@ -215,10 +262,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     };
     process::take_signals().map_err(|errno| refuse(Refusal::Read(errno.into())))?;
 
-    let (bytes, survey) = read(&mut module.file, guest.memory_limit).map_err(refuse)?;
-    let mut machine = Machine::new(&module.library, pages(guest.memory_limit)).map_err(|f| failed("set-up", f))?;
-    machine.load(&bytes).map_err(|f| failed("load", f))?;
-    drop(bytes);
+    let (mut machine, survey) = load(module, guest)?;
     machine.validate().map_err(|f| failed("validation", f))?;
     if !survey.start_section {
         machine
@@ -240,6 +284,45 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         End::Exit(code) => (code & 0xff) as i32,
         End::Trap(failure) => trap(&failure, path),
     })
+}
+
+/// Parses the module and what code there is for it.
+fn load<'module>(module: &'module mut Module, guest: &Guest) -> Result<(Machine<'module>, Survey), Error> {
+    let refuse = |cause| Error::Module {
+        path: guest.args[0].clone(),
+        cause,
+    };
+    let version = module.library.version();
+    let failed = |phase: &'static str, failure: Failure| {
+        refuse(Refusal::Engine {
+            engine: format!("WasmEdge {version}"),
+            phase,
+            message: failure.message,
+        })
+    };
+    let began = Instant::now();
+    let pages = pages(guest.memory_limit);
+    if let Some(compiled) = module.compiled.take() {
+        let mut machine = Machine::new(&module.library, pages, true).map_err(|f| failed("set-up", f))?;
+        match compiled.load(&mut machine).map_err(refuse)? {
+            Ok(()) => {
+                module.facts.used = CodeUse::Cached;
+                module.facts.loaded_in = began.elapsed();
+                tracing::debug!(
+                    "compiled code loaded in {:?}, found in {:?}",
+                    module.facts.loaded_in,
+                    module.facts.found_in
+                );
+                return Ok((machine, std::mem::take(&mut module.survey)));
+            }
+            Err(failure) => tracing::debug!("compiled code does not load: {}; it is interpreted", failure.message),
+        }
+    }
+    let (bytes, survey) = read(&mut module.file, guest.memory_limit).map_err(refuse)?;
+    let mut machine = Machine::new(&module.library, pages, false).map_err(|f| failed("set-up", f))?;
+    machine.load(&bytes).map_err(|f| failed("load", f))?;
+    module.facts.loaded_in = began.elapsed();
+    Ok((machine, survey))
 }
 
 /// Reads the module through the descriptor that `prepare` opened. It may have changed since: it is looked at again.

@@ -4,6 +4,10 @@
 #[cfg(feature = "engine")]
 mod binding;
 #[cfg(feature = "engine")]
+mod code;
+#[cfg(feature = "engine")]
+mod compile;
+#[cfg(feature = "engine")]
 mod engine;
 #[cfg(feature = "engine")]
 mod handler;
@@ -12,6 +16,8 @@ pub mod open;
 #[cfg(feature = "engine")]
 mod process;
 
+#[cfg(feature = "engine")]
+pub use code::{CodeFacts, CodeUse};
 #[cfg(feature = "engine")]
 pub use engine::EngineError;
 #[cfg(feature = "engine")]
