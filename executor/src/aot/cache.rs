@@ -332,6 +332,11 @@ impl Cache {
         Ok(names)
     }
 
+    /// Whether there is no entry at all.
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        Ok(self.names(|name| Key::of_file(name).is_some())?.is_empty())
+    }
+
     /// All entries, in the order of their keys.
     pub fn list(&self) -> Result<Vec<Listed>, Error> {
         let mut all = Vec::new();

@@ -9,8 +9,11 @@ use super::module::{self, Refusal};
 use super::{code, engine, process};
 use crate::Error;
 use crate::aot::{Hashing, Key, Source, Task};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -36,6 +39,7 @@ impl Compiler {
             proa_sys::fd::inherit(fd)
                 .map_err(|errno| refuse(Refusal::Read(std::io::Error::from_raw_os_error(errno as i32))))
         };
+        no_streams().map_err(|errno| refuse(Refusal::Read(errno.into())))?;
         let (module, output, lifeline) = (inherit(task.module)?, inherit(task.output)?, inherit(task.lifeline)?);
         let module = File::from(module);
         let library = engine::load(engine_dir)?;
@@ -81,7 +85,7 @@ impl Compiler {
 
     /// From now on this process ends when the one that waits for the code does.
     fn live_with_parent(&self) -> Result<(), Error> {
-        let failed = |errno: nix::errno::Errno| refuse(Refusal::Read(errno.into()));
+        let failed = |errno: Errno| refuse(Refusal::Read(errno.into()));
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).map_err(failed)?;
         let mut gone = [PollFd::new(self.lifeline.as_fd(), PollFlags::POLLIN)];
         poll(&mut gone, PollTimeout::ZERO).map_err(failed)?;
@@ -119,6 +123,14 @@ impl Compiler {
         std::io::copy(&mut code, &mut self.output).map_err(Refusal::Read)?;
         Ok(())
     }
+}
+
+/// The caller's streams are not a compiler's.
+fn no_streams() -> Result<(), Errno> {
+    let null = nix::fcntl::open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)
 }
 
 fn refuse(cause: Refusal) -> Error {
