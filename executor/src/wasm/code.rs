@@ -6,6 +6,7 @@
 
 use super::binding::{Failure, Library, Machine};
 use super::module::Refusal;
+use super::relative::with_relative_paths;
 use crate::aot::{Digest, Key, Options, Source, Target};
 use crate::policy::Policy;
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -81,7 +82,7 @@ impl Compiled {
         if let Err(errno) = fchdir(&self.directory) {
             return Ok(Err(fail("fchdir to the cache of compiled code", errno)));
         }
-        let loaded = machine.load_compiled(&self.path);
+        let loaded = with_relative_paths(|| machine.load_compiled(&self.path));
         fchdir(&here).map_err(|errno| Refusal::WorkingDirectory(errno.into()))?;
         Ok(loaded)
     }

@@ -94,12 +94,14 @@ impl WasmHandler {
         let Some((survey, digest)) = inspect(&file, guest.memory_limit, cache.is_some()).map_err(refuse)? else {
             return Ok(Target::Program(NativeHandler::new()));
         };
+        let inspected_in = began.elapsed();
         let library = engine::load(engine_dir)?;
         let mut facts = CodeFacts::default();
         let mut compiled = None;
         if let (Some((directory, policy)), Some(digest)) = (cache, &digest) {
+            let began = Instant::now();
             compiled = Compiled::find(directory, (&library, digest, &file), policy, source);
-            facts.found_in = began.elapsed();
+            facts.found_in = inspected_in + began.elapsed();
         }
         Ok(Target::Module(Box::new(Module {
             file,

@@ -15,6 +15,8 @@ pub mod module;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
+#[cfg(feature = "engine")]
+mod relative;
 
 #[cfg(feature = "engine")]
 pub use code::{CodeFacts, CodeUse};
