@@ -20,6 +20,7 @@ mod start;
 mod terminal;
 
 pub use checkpoint::{CheckpointOptions, checkpoint};
+pub use code::{Site, directory as code_directory};
 pub use criu::CriuOptions;
 pub use parent::program;
 pub use restore::{RestoreOptions, restore};

@@ -111,7 +111,7 @@ impl AotSettings {
         self.time_limit.unwrap_or(Duration::from_secs(15 * 60))
     }
 
-    /// The most bytes of memory that compiling one module may take: CPython for WASI takes a third of that.
+    /// The most bytes of memory that compiling one module may take: CPython for WASI takes less than half of that.
     pub fn memory_limit(&self) -> u64 {
         self.memory_limit.unwrap_or(4 << 30)
     }

@@ -305,8 +305,8 @@ impl Cache {
 
     /// Removes an entry, and what is known of its failures. Whether there was one.
     pub fn remove(&self, key: &Key) -> Result<bool, Error> {
-        self.unlink(&format!("{key}{FAILED}"))?;
-        self.unlink(&key.file_name())
+        let failed = self.unlink(&format!("{key}{FAILED}"))?;
+        Ok(self.unlink(&key.file_name())? || failed)
     }
 
     fn unlink(&self, name: &str) -> Result<bool, Error> {
@@ -445,6 +445,15 @@ impl Cache {
             path,
             source,
         })
+    }
+
+    /// All keys whose modules did not compile, and why.
+    pub fn failures(&self) -> Result<Vec<(Key, String)>, Error> {
+        let names = self.names(|name| name.ends_with(FAILED))?;
+        let keys = names.iter().filter_map(|name| name.strip_suffix(FAILED)?.parse().ok());
+        let mut all: Vec<(Key, String)> = keys.filter_map(|key| Some((key, self.failure(&key)?))).collect();
+        all.sort_by_key(|(key, _)| *key);
+        Ok(all)
     }
 
     /// Why `key`'s module did not compile, if it was tried.
