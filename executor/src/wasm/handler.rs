@@ -52,6 +52,10 @@ struct Module {
     survey: Survey,
     /// Its code, if the cache has it.
     compiled: Option<Compiled>,
+    /// Code that came with the image may be run.
+    trusted: bool,
+    /// It is nothing but such code: a library, by its path in the container.
+    library_path: Option<CString>,
     facts: CodeFacts,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
@@ -90,14 +94,25 @@ impl WasmHandler {
         };
         let policy = guest.policy.as_deref();
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
+        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off);
         let began = Instant::now();
-        let Some((survey, digest)) = inspect(&file, guest.memory_limit, cache.is_some()).map_err(refuse)? else {
-            return Ok(Target::Program(NativeHandler::new()));
+        let mut library_path = None;
+        let (survey, digest) = match inspect(&file, guest.memory_limit, cache.is_some()) {
+            Ok(Some(inspected)) => inspected,
+            Ok(None) => return Ok(Target::Program(NativeHandler::new())),
+            // By its path, since that is how libraries are loaded: what the image has there is what is trusted.
+            Err(Refusal::SharedLibrary) if trusted && guest.args[0].contains('/') => {
+                library_path = Some(native::c_string("process.args", 0, &guest.args[0])?);
+                (Survey::default(), None)
+            }
+            Err(refusal) => return Err(refuse(refusal)),
         };
         let inspected_in = began.elapsed();
         let library = engine::load(engine_dir)?;
         let mut facts = CodeFacts::default();
         let mut compiled = None;
+        // Code that the image brings along is what its author wants to have run.
+        let digest = digest.filter(|_| !trusted || survey.aot.is_empty());
         if let (Some((directory, policy)), Some(digest)) = (cache, &digest) {
             let began = Instant::now();
             compiled = Compiled::find(directory, (&library, digest, &file), policy, source);
@@ -108,6 +123,8 @@ impl WasmHandler {
             library,
             survey,
             compiled,
+            trusted,
+            library_path,
             facts,
             strings: None,
         })))
@@ -320,8 +337,26 @@ fn load<'module>(module: &'module mut Module, guest: &Guest) -> Result<(Machine<
             Err(failure) => tracing::debug!("compiled code does not load: {}; it is interpreted", failure.message),
         }
     }
-    let (bytes, survey) = read(&mut module.file, guest.memory_limit).map_err(refuse)?;
-    let mut machine = Machine::new(&module.library, pages, false).map_err(|f| failed("set-up", f))?;
+    if let Some(path) = &module.library_path {
+        let mut machine = Machine::new(&module.library, pages, true).map_err(|f| failed("set-up", f))?;
+        machine.load_compiled(path).map_err(|f| failed("load", f))?;
+        module.facts.used = CodeUse::Image;
+        module.facts.loaded_in = began.elapsed();
+        // Whether it has a start section is not known: then guest code may run while it is instantiated.
+        let survey = Survey {
+            start_section: true,
+            ..Survey::default()
+        };
+        return Ok((machine, survey));
+    }
+    let (mut bytes, survey) = read(&mut module.file, guest.memory_limit).map_err(refuse)?;
+    let image = module.trusted && !survey.aot.is_empty();
+    if image {
+        module.facts.used = CodeUse::Image;
+    } else {
+        module::hide_aot(&mut bytes, &survey.aot);
+    }
+    let mut machine = Machine::new(&module.library, pages, image).map_err(|f| failed("set-up", f))?;
     machine.load(&bytes).map_err(|f| failed("load", f))?;
     module.facts.loaded_in = began.elapsed();
     Ok((machine, survey))
@@ -339,7 +374,6 @@ fn read(file: &mut File, memory_limit: Option<u64>) -> Result<(Vec<u8>, Survey),
     module::kind(&bytes[..bytes.len().min(HEAD)])?;
     let survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
     survey.check(memory_limit)?;
-    module::hide_aot(&mut bytes, &survey.aot);
     Ok((bytes, survey))
 }
 

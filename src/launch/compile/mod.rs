@@ -247,6 +247,7 @@ impl Job {
     ) -> Result<Compiled, Error> {
         let call = |call: &'static str| move |source: std::io::Error| failed(call, source);
         let began = Instant::now();
+        tracing::debug!("compiling a module ahead of time");
         let output = memory(c"proa-code")?;
         let (lifeline, held) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|errno| Error::call("pipe2(O_CLOEXEC)")(errno.raw()))?;
@@ -311,7 +312,7 @@ impl Job {
                     .read_to_end(&mut words)
                     .map_err(call("read(code)"))?;
                 // They are a hostile process's: printable, and on one line.
-                let words = String::from_utf8_lossy(&words).escape_debug().to_string();
+                let words = String::from_utf8_lossy(&words).replace(char::is_control, " ");
                 return Err(Failure::Refused(words).into());
             }
             WaitStatus::Signaled(_, signal, _) => {
