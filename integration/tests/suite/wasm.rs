@@ -1,5 +1,6 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
+mod aot;
 mod programs;
 
 use std::fs;
@@ -49,7 +50,10 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), programs::tests()].into_iter().flatten().collect()
+    [tests(), programs::tests(), aot::tests()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 const HELLO: &str = r#"
