@@ -40,6 +40,10 @@ const COMMANDS: &[(&str, &str)] = &[
     ("restore", "restore a container from a previous checkpoint"),
     ("resume", "resumes all processes that have been previously paused"),
     ("run", "create and run a container"),
+    (
+        "setup",
+        "print or write the configuration by which a container manager uses proa, or a RuntimeClass",
+    ),
     ("spec", "create a new specification file"),
     ("start", "executes the user defined process in a created container"),
     ("state", "output the state of a container"),
@@ -159,7 +163,7 @@ mod tests {
     #[test]
     fn every_command_is_listed() {
         let text = general();
-        for verb in ["create", "features", "restore", "--rootless"] {
+        for verb in ["create", "features", "restore", "setup", "--rootless"] {
             assert!(text.contains(&format!("   {verb}")), "{verb}");
         }
     }

@@ -21,6 +21,7 @@ mod pause;
 mod ps;
 mod restore;
 mod run;
+mod setup;
 mod signals;
 mod spec;
 mod start;
@@ -32,7 +33,7 @@ mod wasm;
 use crate::cgroup::{self, Driver};
 use crate::state::Store;
 use crate::wasm::{Settings, settings};
-use crate::{config, host, launch, logging};
+use crate::{config, host, launch, logging, managers};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
 use proa_executor::native::NativeHandler;
@@ -110,6 +111,10 @@ enum Error {
     Events(#[from] events::EventsError),
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
+    #[error(transparent)]
+    Setup(#[from] setup::SetupError),
+    #[error(transparent)]
+    Managers(#[from] managers::Error),
     #[error(transparent)]
     Criu(#[from] checkpoint::CriuError),
     #[error("wasm compile {module}: {source}", module = module.display())]
@@ -280,6 +285,7 @@ fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
         "update" => call.run("update", Exactly(1), None, update::run),
         "events" => call.run("events", Exactly(1), None, events::run),
         "spec" => call.run("spec", Exactly(0), None, spec::run),
+        "setup" => call.run("setup", Exactly(1), None, setup::run),
         "features" => call.run("features", Exactly(0), None, features::run),
         "checkpoint" => call.run("checkpoint", Exactly(1), None, checkpoint::run),
         "wasm" => wasm::dispatch(&call),
@@ -559,6 +565,7 @@ mod tests {
         verb_command::<kill::KillArgs>("kill").debug_assert();
         verb_command::<update::UpdateArgs>("update").debug_assert();
         verb_command::<events::EventsArgs>("events").debug_assert();
+        verb_command::<setup::SetupArgs>("setup").debug_assert();
         verb_command::<liboci_cli::List>("list").debug_assert();
         verb_command::<liboci_cli::Ps>("ps").debug_assert();
         verb_command::<liboci_cli::Spec>("spec").debug_assert();
