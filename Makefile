@@ -43,7 +43,7 @@ unit: setup-engines
 
 # The Wasm modules that the suite runs.
 fixtures: setup-engines
-	@integration/fixtures/wasm/build && integration/fixtures/wasm/fetch
+	@integration/fixtures/wasm/build && integration/fixtures/wasm/fetch && integration/fixtures/wasm/sqlite/build
 
 # Wasm with the older engine first, then everything with the one that set-up chose.
 integration: fixtures

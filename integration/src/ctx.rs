@@ -297,8 +297,14 @@ fn slice_path(slice: &str) -> PathBuf {
 
 /// Waits for something that another process does; gives up, loudly, after ten seconds (on a slow machine later).
 #[track_caller]
-pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10) * crate::patience();
+pub fn eventually<T>(what: &str, probe: impl FnMut() -> Option<T>) -> T {
+    eventually_within(10, what, probe)
+}
+
+/// The same, with this many seconds.
+#[track_caller]
+pub fn eventually_within<T>(seconds: u64, what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(seconds) * crate::patience();
     loop {
         if let Some(value) = probe() {
             return value;
@@ -308,6 +314,12 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// What a call reads from.
+enum Stdin {
+    Bytes(Vec<u8>),
+    File(File),
+}
+
 /// A call of the runtime, not made yet.
 pub struct Call {
     program: PathBuf,
@@ -315,7 +327,7 @@ pub struct Call {
     prefix: Vec<OsString>,
     env: Vec<(String, String)>,
     cwd: Option<PathBuf>,
-    stdin: Option<Vec<u8>>,
+    stdin: Option<Stdin>,
     stdio: Option<File>,
     uid: Option<u32>,
     out: PathBuf,
@@ -350,7 +362,13 @@ impl Call {
 
     /// What the runtime reads from stdin; /dev/null otherwise.
     pub fn stdin(mut self, bytes: &[u8]) -> Call {
-        self.stdin = Some(bytes.to_owned());
+        self.stdin = Some(Stdin::Bytes(bytes.to_owned()));
+        self
+    }
+
+    /// What the runtime has as stdin.
+    pub fn stdin_from(mut self, file: File) -> Call {
+        self.stdin = Some(Stdin::File(file));
         self
     }
 
@@ -398,7 +416,8 @@ impl Call {
         command.stdout(create(&self.out)).stderr(create(&self.err));
         match &self.stdin {
             None => command.stdin(Stdio::null()),
-            Some(bytes) => {
+            Some(Stdin::File(file)) => command.stdin(file.try_clone().expect("dup")),
+            Some(Stdin::Bytes(bytes)) => {
                 let path = self.out.with_extension("in");
                 fs::write(&path, bytes).expect("input file");
                 command.stdin(File::open(&path).expect("input file"))

@@ -5,17 +5,15 @@
 //! between the two and is used here: `ConfigureSetMaxMemoryPage` takes a `uint32_t` in 0.14 and a `uint64_t` in 0.17
 //! (one integer register in both calling conventions that matter, x86-64 and AArch64, whose callee reads the low half in
 //! 0.14; the values passed fit in 17 bits). Enumerations were renumbered (proposals, error codes of the loader and the
-//! validator), so of those only `HostRegistration_Wasi` = 0 and the result codes 0 and 1 are used, equal in both.
+//! validator), so of those only the result codes 0 and 1 are used, equal in both.
 //!
 //! Nothing that is created here is deleted: the process ends with the guest.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 
-/// `WasmEdge_HostRegistration_Wasi`.
-const WASI: c_int = 0;
 /// `WasmEdge_ErrCode_Terminated`: the guest called `proc_exit`.
 const TERMINATED: u32 = 1;
 
@@ -67,15 +65,21 @@ functions! {
     result_message = c"WasmEdge_ResultGetMessage": fn(RawResult) -> *const c_char;
     result_code = c"WasmEdge_ResultGetCode": fn(RawResult) -> u32;
     configure_create = c"WasmEdge_ConfigureCreate": fn() -> Object;
-    configure_host = c"WasmEdge_ConfigureAddHostRegistration": fn(Object, c_int);
     configure_interpreter = c"WasmEdge_ConfigureSetForceInterpreter": fn(Object, bool);
     configure_pages = c"WasmEdge_ConfigureSetMaxMemoryPage": fn(Object, u64);
-    vm_create = c"WasmEdge_VMCreate": fn(Object, Object) -> Object;
-    vm_import = c"WasmEdge_VMGetImportModuleContext": fn(Object, c_int) -> Object;
-    vm_load = c"WasmEdge_VMLoadWasmFromBuffer": fn(Object, *const u8, u32) -> RawResult;
-    vm_validate = c"WasmEdge_VMValidate": fn(Object) -> RawResult;
-    vm_instantiate = c"WasmEdge_VMInstantiate": fn(Object) -> RawResult;
-    vm_execute = c"WasmEdge_VMExecute": fn(Object, RawString, *const c_void, u32, *mut c_void, u32) -> RawResult;
+    store_create = c"WasmEdge_StoreCreate": fn() -> Object;
+    loader_create = c"WasmEdge_LoaderCreate": fn(Object) -> Object;
+    loader_parse = c"WasmEdge_LoaderParseFromBuffer": fn(Object, *mut Object, *const u8, u32) -> RawResult;
+    validator_create = c"WasmEdge_ValidatorCreate": fn(Object) -> Object;
+    validator_validate = c"WasmEdge_ValidatorValidate": fn(Object, Object) -> RawResult;
+    executor_create = c"WasmEdge_ExecutorCreate": fn(Object, Object) -> Object;
+    executor_register = c"WasmEdge_ExecutorRegisterImport": fn(Object, Object, Object) -> RawResult;
+    executor_instantiate = c"WasmEdge_ExecutorInstantiate": fn(Object, *mut Object, Object, Object) -> RawResult;
+    executor_invoke =
+        c"WasmEdge_ExecutorInvoke": fn(Object, Object, *const c_void, u32, *mut c_void, u32) -> RawResult;
+    find_function = c"WasmEdge_ModuleInstanceFindFunction": fn(Object, RawString) -> Object;
+    wasi_create = c"WasmEdge_ModuleInstanceCreateWASI":
+        fn(*const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32) -> Object;
     wasi_init = c"WasmEdge_ModuleInstanceInitWASI":
         fn(Object, *const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32);
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
@@ -149,11 +153,21 @@ impl Library {
     }
 }
 
-/// A virtual machine with WASI, for one module, interpreted.
+/// Everything that one module needs to run, with WASI, interpreted.
+///
+/// Not the engine's own "VM", which puts the same parts together: that one also makes the host modules of every plugin the
+/// engine knows of, in case the guest imports one, which takes four times as long as all of this.
 pub struct Machine<'library> {
     library: &'library Library,
-    vm: Object,
+    store: Object,
+    loader: Object,
+    validator: Object,
+    executor: Object,
     wasi: Object,
+    /// The parsed module, once [`Machine::load`] has succeeded; null before.
+    module: Object,
+    /// The module in the store, once [`Machine::instantiate`] has succeeded; null before.
+    instance: Object,
     _not_sync: PhantomData<Object>,
 }
 
@@ -161,35 +175,41 @@ impl<'library> Machine<'library> {
     /// Makes one whose memories can't grow beyond `pages`, if given.
     pub fn new(library: &'library Library, pages: Option<u32>) -> Result<Self, Failure> {
         let functions = &library.functions;
-        let missing = |what: &str| Failure {
-            message: format!("{what} failed"),
+        let made = |object: Object, call: &str| match object.is_null() {
+            true => Err(Failure {
+                message: format!("{call} failed"),
+            }),
+            false => Ok(object),
         };
         // SAFETY: the objects are created here and used by the functions that are declared for them; null is checked
-        // before use; a null store asks for one of the machine's own.
+        // before use; null statistics are none; arrays of length 0 are not looked at.
         unsafe {
-            let configure = (functions.configure_create)();
-            if configure.is_null() {
-                return Err(missing("WasmEdge_ConfigureCreate"));
-            }
-            (functions.configure_host)(configure, WASI);
+            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
             (functions.configure_interpreter)(configure, true);
             if let Some(pages) = pages {
                 (functions.configure_pages)(configure, pages.into());
             }
-            let vm = (functions.vm_create)(configure, null_mut());
-            if vm.is_null() {
-                return Err(missing("WasmEdge_VMCreate"));
-            }
-            let wasi = (functions.vm_import)(vm, WASI);
-            if wasi.is_null() {
-                return Err(missing("WasmEdge_VMGetImportModuleContext"));
-            }
-            Ok(Self {
+            let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
+            let machine = Self {
                 library,
-                vm,
-                wasi,
+                store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
+                loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
+                validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
+                executor: made(
+                    (functions.executor_create)(configure, null_mut()),
+                    "WasmEdge_ExecutorCreate",
+                )?,
+                wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
+                module: null_mut(),
+                instance: null_mut(),
                 _not_sync: PhantomData,
-            })
+            };
+            library.check((functions.executor_register)(
+                machine.executor,
+                machine.store,
+                machine.wasi,
+            ))?;
+            Ok(machine)
         }
     }
 
@@ -200,23 +220,25 @@ impl<'library> Machine<'library> {
                 message: "larger than 4 GiB".to_owned(),
             });
         };
-        // SAFETY: the machine lives; pointer and length are of one slice, which outlives the call.
+        let parse = self.library.functions.loader_parse;
+        // SAFETY: the loader lives; pointer and length are of one slice, which outlives the call; the result goes to a
+        // field of this object.
         self.library
-            .check(unsafe { (self.library.functions.vm_load)(self.vm, module.as_ptr(), length) })
+            .check(unsafe { parse(self.loader, &mut self.module, module.as_ptr(), length) })
     }
 
     /// Validates what was loaded.
     pub fn validate(&mut self) -> Result<(), Failure> {
-        // SAFETY: the machine lives; called in the wrong order, it answers with an error.
+        // SAFETY: the validator lives; without a module (null), it answers with an error.
         self.library
-            .check(unsafe { (self.library.functions.vm_validate)(self.vm) })
+            .check(unsafe { (self.library.functions.validator_validate)(self.validator, self.module) })
     }
 
     /// Sets what the guest gets by WASI. A preopen is `GUEST:HOST`.
     pub fn wasi(&mut self, args: &[CString], env: &[CString], preopens: &[CString]) {
         let pointers = |strings: &[CString]| strings.iter().map(|string| string.as_ptr()).collect::<Vec<_>>();
         let (args, env, preopens) = (pointers(args), pointers(env), pointers(preopens));
-        // SAFETY: the WASI module belongs to the living machine; every pointer is to a string that ends with a zero byte
+        // SAFETY: the WASI module lives; every pointer is to a string that ends with a zero byte
         // and outlives the call, which copies; the lengths are those of the arrays, far below 2^32.
         unsafe {
             (self.library.functions.wasi_init)(
@@ -233,24 +255,35 @@ impl<'library> Machine<'library> {
 
     /// Links the module and runs its start section, if it has one.
     pub fn instantiate(&mut self) -> Result<(), Failure> {
-        // SAFETY: as for `validate`.
+        let instantiate = self.library.functions.executor_instantiate;
+        // SAFETY: executor and store live; without a validated module, it answers with an error; the result goes to a field
+        // of this object.
         self.library
-            .check(unsafe { (self.library.functions.vm_instantiate)(self.vm) })
+            .check(unsafe { instantiate(self.executor, &mut self.instance, self.store, self.module) })
     }
 
     /// Runs the exported function `name`, which takes and returns nothing.
     pub fn execute(&mut self, name: &'static str) -> End {
-        let name = RawString {
+        let functions = &self.library.functions;
+        let raw = RawString {
             length: name.len() as u32,
             bytes: name.as_ptr().cast(),
         };
-        // SAFETY: the name is a static string; no parameters and no results are passed, so their arrays may be null.
-        let result = unsafe { (self.library.functions.vm_execute)(self.vm, name, null(), 0, null_mut(), 0) };
+        // SAFETY: without an instance (null), none is found; the name is a static string.
+        let function = unsafe { (functions.find_function)(self.instance, raw) };
+        if function.is_null() {
+            return End::Trap(Failure {
+                message: format!("there is no function {name:?}"),
+            });
+        }
+        // SAFETY: the executor lives, the function is of its instance; no parameters and no results are passed, so their
+        // arrays may be null.
+        let result = unsafe { (functions.executor_invoke)(self.executor, function, null(), 0, null_mut(), 0) };
         // SAFETY: takes any result.
-        match unsafe { (self.library.functions.result_code)(result) } {
+        match unsafe { (functions.result_code)(result) } {
             0 => End::Exit(0),
-            // SAFETY: the WASI module belongs to the living machine.
-            TERMINATED => End::Exit(unsafe { (self.library.functions.wasi_exit_code)(self.wasi) }),
+            // SAFETY: the WASI module lives.
+            TERMINATED => End::Exit(unsafe { (functions.wasi_exit_code)(self.wasi) }),
             _ => End::Trap(self.library.failure(result)),
         }
     }

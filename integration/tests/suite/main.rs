@@ -60,7 +60,7 @@ fn main() -> std::process::ExitCode {
         bad_input::tests(),
         attacks::tests(),
         systemd::tests(),
-        wasm::tests(),
+        wasm::all(),
         fallbacks::tests(),
         managers::tests(),
     ];

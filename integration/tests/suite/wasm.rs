@@ -1,11 +1,13 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
+mod programs;
+
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use proa_integration::ctx::eventually;
-use proa_integration::{Bundle, Container, Ctx, Output, View, tests, wasm};
+use proa_integration::{Bundle, Container, Ctx, Output, Test, View, tests, wasm};
 use serde_json::json;
 
 tests! {
@@ -42,9 +44,12 @@ tests! {
     the_program_is_found_through_path_and_cwd .once().only_proa();
     user_namespaces_work .once().only_proa();
     an_installation_only_root_can_reach_serves_user_namespaces .once().only_proa();
-    quickjs_runs_a_script_from_a_volume .once().only_proa().seconds(120);
-    python_runs_a_script_from_a_volume .once().only_proa().seconds(120);
     a_missing_engine_is_said_with_where_and_how_to_get_it .once().only_proa();
+}
+
+/// All of them.
+pub fn all() -> Vec<Test> {
+    [tests(), programs::tests()].into_iter().flatten().collect()
 }
 
 const HELLO: &str = r#"
@@ -534,42 +539,6 @@ fn an_installation_only_root_can_reach_serves_user_namespaces(ctx: &Ctx) {
 }
 
 /// A bundle that runs a real program of `target/wasm` (integration/fixtures/wasm/fetch) on a script in a read-only volume.
-fn interpreter(ctx: &Ctx, program: &str, script: &str, text: &str) -> Bundle {
-    let bundle = ctx.bundle();
-    let fetched = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../target/wasm")
-        .join(program);
-    fs::copy(&fetched, bundle.path("/interpreter.wasm")).unwrap_or_else(|error| {
-        panic!(
-            "{}: {error}: integration/fixtures/wasm/fetch brings it",
-            fetched.display()
-        )
-    });
-    let volume = ctx.dir.join("scripts");
-    fs::create_dir(&volume).unwrap();
-    fs::write(volume.join(script), text).unwrap();
-    bundle
-        .bind(&volume, "/scripts", &["bind", "ro"])
-        .args(&["/interpreter.wasm", &format!("/scripts/{script}"), "21"])
-        .set("/annotations", json!({"run.oci.handler": "wasm"}));
-    bundle
-}
-
-fn quickjs_runs_a_script_from_a_volume(ctx: &Ctx) {
-    let script =
-        "const n = parseInt(scriptArgs[1]); console.log(JSON.stringify({answer: 2 * n, sorted: [3, 1, 2].sort()}));";
-    let bundle = interpreter(ctx, "quickjs.wasm", "answer.js", script);
-    assert_eq!(ctx.run(&bundle).ok().text(), r#"{"answer":42,"sorted":[1,2,3]}"#);
-}
-
-fn python_runs_a_script_from_a_volume(ctx: &Ctx) {
-    let script = "import json, sys\nprint(json.dumps({'answer': 2 * int(sys.argv[1]), 'platform': sys.platform}))\nsys.exit(5)\n";
-    let bundle = interpreter(ctx, "python.wasm", "answer.py", script);
-    let out = ctx.run(&bundle);
-    out.code(5);
-    assert_eq!(out.text(), r#"{"answer": 42, "platform": "wasi"}"#);
-}
-
 fn a_missing_engine_is_said_with_where_and_how_to_get_it(ctx: &Ctx) {
     let bundle = module(ctx, HELLO);
     let nowhere = ctx.dir.join("no-engine");
