@@ -4,7 +4,9 @@ use super::{Error, Globals, absolute_option, preserve_fds};
 use crate::config::{self, Config};
 use crate::launch::{self, ExecOptions};
 use crate::state::Action;
+use crate::wasm::Settings;
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
+use proa_executor::Hull;
 use std::path::PathBuf;
 
 /// liboci-cli's struct refuses what runc takes (`--env NAME` without `=`, a second `--cgroup`), and lacks `-c` and
@@ -106,14 +108,21 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
     })?;
     let config = container.config()?;
     check_cgroups(&args.cgroup)?;
+    let process = args.process(&config)?;
+    // A probe of a Linux program has no use for the file, and is not to fail for it.
+    let settings = match launch::exec_hull(&container, process.args().as_deref().unwrap_or_default()) {
+        Hull::Wasm => globals.settings()?,
+        Hull::Native => Settings::default(),
+    };
     let options = ExecOptions {
-        process: args.process(&config)?,
+        process,
         console_socket: absolute_option(args.console_socket)?,
         pid_file: absolute_option(args.pid_file)?,
         pidfd_socket: absolute_option(args.pidfd_socket)?,
         detach: args.detach,
         preserve_fds: preserve_fds(args.preserve_fds)?,
         cgroup: args.cgroup,
+        settings,
     };
     Ok(launch::exec(&globals.store, &container, &config, &options)?)
 }

@@ -19,7 +19,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 pub fn exec(store: &Store, container: &Container, config: &Config, options: &ExecOptions) -> Result<u8, Error> {
     // What systemd passed is for the container's init.
     let preserve = parent::preserved_descriptors(0, options.preserve_fds)?;
-    let plan = process::plan(
+    let mut plan = process::plan(
         &options.process,
         &config.spec,
         container.id(),
@@ -29,6 +29,13 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
             unprivileged: !nix::unistd::geteuid().is_root(),
         },
     )?;
+    let hull = hull(container, &plan.guest.args);
+    if hull == Hull::Wasm {
+        // What holds for the container's first process holds for a module beside it: from the annotations as they were at
+        // `create`, under the administrator's file as it is now.
+        let policy = crate::wasm::policy(&options.settings, &config.spec).map_err(crate::plan::Error::from)?;
+        plan.guest.policy = Some(Box::new(policy));
+    }
     let linux = config.spec.linux().as_ref();
     let filter = linux
         .and_then(|linux| linux.seccomp().as_ref())
@@ -45,7 +52,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         filter: filter.as_ref(),
         preserve,
     };
-    let image = image::open(request.hull())?;
+    let image = image::open(hull, options.settings.wasm.engine_dir.as_deref())?;
     let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = Attendant {
         record: &container.record,
@@ -156,21 +163,6 @@ impl Request<'_> {
         Ok((child, channel, early))
     }
 
-    /// A Linux program needs no engine, even in a Wasm container.
-    fn hull(&self) -> Hull {
-        let module = self
-            .plan
-            .guest
-            .args
-            .first()
-            .is_some_and(|program| program.ends_with(".wasm"));
-        if module {
-            self.container.record.hull
-        } else {
-            Hull::Native
-        }
-    }
-
     /// The container's namespaces.
     fn kinds(&self) -> impl Iterator<Item = Kind> {
         let linux = self.config.spec.linux().as_ref();
@@ -179,5 +171,13 @@ impl Request<'_> {
             .into_iter()
             .flatten()
             .map(|namespace| Kind::from(namespace.typ()))
+    }
+}
+
+/// Which executable runs a process with these arguments: a Linux program needs no engine, even in a Wasm container.
+pub fn hull(container: &Container, args: &[String]) -> Hull {
+    match args.first() {
+        Some(program) if program.ends_with(".wasm") => container.record.hull,
+        _ => Hull::Native,
     }
 }

@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::namespace::{self, Kind};
 use crate::wasm::{self, Settings};
 use crate::{process, rootfs};
-use oci_spec::runtime::{Hooks, LinuxSeccomp, Spec};
+use oci_spec::runtime::{Hooks, LinuxSeccomp};
 use proa_executor::{Hull, recognise};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -121,7 +121,7 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
     let program = process.guest.args.first().map_or("", String::as_str);
     let hull = recognise::hull(&annotations, request.program, program)?;
     if hull == Hull::Wasm {
-        let policy = wasm::annotations::policy(request.settings, &annotations, content_mounts(spec))?;
+        let policy = wasm::policy(request.settings, spec)?;
         process.guest.policy = Some(Box::new(policy));
     }
     Ok(Plan {
@@ -144,29 +144,6 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         annotations,
         process,
     })
-}
-
-/// The destinations of mounts that have content of their own, as opposed to the kernel's file systems, and whether each is
-/// read-only.
-fn content_mounts(spec: &Spec) -> Vec<(PathBuf, bool)> {
-    const KERNEL: [&str; 6] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"];
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let content = mounts.iter().filter(|mount| {
-        let kind = mount.typ().as_deref().unwrap_or_default();
-        let device = mount.destination().starts_with("/dev");
-        !KERNEL.contains(&kind) && !device
-    });
-    content
-        .map(|mount| {
-            let options = mount.options().as_deref().unwrap_or_default();
-            let read_only = options.iter().rev().find_map(|option| match option.as_str() {
-                "ro" | "rro" => Some(true),
-                "rw" | "rrw" => Some(false),
-                _ => None,
-            });
-            (mount.destination().clone(), read_only.unwrap_or(false))
-        })
-        .collect()
 }
 
 /// Refuses a hook that would be looked for in somebody's `PATH`.

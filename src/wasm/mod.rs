@@ -6,3 +6,38 @@ pub mod settings;
 mod units;
 
 pub use settings::Settings;
+
+use oci_spec::runtime::Spec;
+use proa_executor::policy::Policy;
+use std::path::PathBuf;
+
+/// The policy of a Wasm process of the container `spec`: the administrator's file, narrowed by the annotations. It holds for
+/// the container's first process and for each that `exec` adds.
+pub fn policy(settings: &Settings, spec: &Spec) -> Result<Policy, annotations::Error> {
+    let none = Default::default();
+    let annotations = spec.annotations().as_ref().unwrap_or(&none);
+    annotations::policy(settings, annotations, content_mounts(spec))
+}
+
+/// The destinations of mounts that have content of their own, as opposed to the kernel's file systems, and whether each is
+/// read-only.
+fn content_mounts(spec: &Spec) -> Vec<(PathBuf, bool)> {
+    const KERNEL: [&str; 6] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"];
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let content = mounts.iter().filter(|mount| {
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        let device = mount.destination().starts_with("/dev");
+        !KERNEL.contains(&kind) && !device
+    });
+    content
+        .map(|mount| {
+            let options = mount.options().as_deref().unwrap_or_default();
+            let read_only = options.iter().rev().find_map(|option| match option.as_str() {
+                "ro" | "rro" => Some(true),
+                "rw" | "rrw" => Some(false),
+                _ => None,
+            });
+            (mount.destination().clone(), read_only.unwrap_or(false))
+        })
+        .collect()
+}

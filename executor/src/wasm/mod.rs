@@ -3,14 +3,27 @@
 
 #[cfg(feature = "engine")]
 mod binding;
+mod calls;
 #[cfg(feature = "engine")]
-mod engine;
+pub mod engine;
+#[cfg(feature = "engine")]
+mod files;
 #[cfg(feature = "engine")]
 mod handler;
+mod limits;
+#[cfg(feature = "engine")]
+pub mod loader_cache;
 pub mod module;
+#[cfg(feature = "engine")]
+mod names;
+#[cfg(feature = "engine")]
+mod network;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
+#[cfg(feature = "engine")]
+pub mod stand_in;
+mod watch;
 
 #[cfg(feature = "engine")]
 pub use engine::EngineError;
