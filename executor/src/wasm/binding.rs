@@ -215,8 +215,9 @@ pub struct Machine<'library> {
     store: Object,
     loader: Object,
     validator: Object,
-    executor: Object,
     wasi: Object,
+    /// Null until [`Machine::bound`].
+    executor: Object,
     /// The parsed module, once [`Machine::load`] has succeeded; null before.
     module: Object,
     /// The module in the store, once [`Machine::instantiate`] has succeeded; null before.
@@ -226,17 +227,40 @@ pub struct Machine<'library> {
 }
 
 impl<'library> Machine<'library> {
-    /// Makes one whose memories can't grow beyond `pages`, if given, and which counts instructions as told.
-    pub fn new(library: &'library Library, pages: Option<u32>, counting: Counting) -> Result<Self, Failure> {
+    /// Makes one that can parse and validate.
+    pub fn new(library: &'library Library) -> Result<Self, Failure> {
         let functions = &library.functions;
-        let made = |object: Object, call: &str| match object.is_null() {
-            true => Err(Failure {
-                message: format!("{call} failed"),
-            }),
-            false => Ok(object),
-        };
         // SAFETY: the objects are created here and used by the functions that are declared for them; null is checked
-        // before use; null statistics are none, which only who counts needs; arrays of length 0 are not looked at.
+        // before use; arrays of length 0 are not looked at.
+        unsafe {
+            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
+            (functions.configure_interpreter)(configure, true);
+            let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
+            let gauge = Gauge {
+                statistics: null_mut(),
+                instructions: None,
+                memory: AtomicPtr::new(null_mut()),
+                pages: functions.memory_pages,
+            };
+            Ok(Self {
+                library,
+                store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
+                loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
+                validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
+                executor: null_mut(),
+                wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
+                module: null_mut(),
+                instance: null_mut(),
+                gauge: Box::leak(Box::new(gauge)),
+                _not_sync: PhantomData,
+            })
+        }
+    }
+
+    /// Lets it execute: with memories that can't grow beyond `pages`, if given, and counting instructions as told.
+    pub fn bound(&mut self, pages: Option<u32>, counting: Counting) -> Result<(), Failure> {
+        let functions = &self.library.functions;
+        // SAFETY: as for `new`; null statistics are none, which only who counts needs.
         unsafe {
             let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
             (functions.configure_interpreter)(configure, true);
@@ -255,38 +279,22 @@ impl<'library> Machine<'library> {
                 Some(_) => made((functions.statistics_create)(), "WasmEdge_StatisticsCreate")?,
                 None => null_mut(),
             };
-            let gauge = Gauge {
-                statistics,
-                instructions,
-                memory: AtomicPtr::new(null_mut()),
-                pages: functions.memory_pages,
-            };
-            let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
-            let machine = Self {
-                library,
-                store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
-                loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
-                validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
-                executor: made(
-                    (functions.executor_create)(configure, statistics),
-                    "WasmEdge_ExecutorCreate",
-                )?,
-                wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
-                module: null_mut(),
-                instance: null_mut(),
-                gauge: Box::leak(Box::new(gauge)),
-                _not_sync: PhantomData,
-            };
+            self.executor = made(
+                (functions.executor_create)(configure, statistics),
+                "WasmEdge_ExecutorCreate",
+            )?;
             if let Some(limit) = counting.limit {
                 // Not before: to make the executor is to set the limit that a configuration has, which is none.
                 (functions.statistics_limit)(statistics, limit);
             }
-            library.check((functions.executor_register)(
-                machine.executor,
-                machine.store,
-                machine.wasi,
-            ))?;
-            Ok(machine)
+            self.gauge = Box::leak(Box::new(Gauge {
+                statistics,
+                instructions,
+                memory: AtomicPtr::new(null_mut()),
+                pages: functions.memory_pages,
+            }));
+            self.library
+                .check((functions.executor_register)(self.executor, self.store, self.wasi))
         }
     }
 
@@ -350,8 +358,8 @@ impl<'library> Machine<'library> {
     fn raw_instantiate(&mut self) -> RawResult {
         let functions = &self.library.functions;
         let instantiate = functions.executor_instantiate;
-        // SAFETY: executor and store live; without a validated module, it answers with an error; the result goes to a field
-        // of this object.
+        // SAFETY: executor (null before `bound`, which is answered with an error) and store live; without a validated module,
+        // it answers with an error; the result goes to a field of this object.
         let result = unsafe { instantiate(self.executor, &mut self.instance, self.store, self.module) };
         // SAFETY: without an instance (null), none is found; the name, by which commands export it, is a static string.
         let memory = unsafe { (functions.find_memory)(self.instance, name("memory")) };
@@ -384,6 +392,16 @@ impl<'library> Machine<'library> {
             OUT_OF_FUEL => End::OutOfFuel,
             _ => End::Trap(self.library.failure(result)),
         }
+    }
+}
+
+/// An object, unless it is null.
+fn made(object: Object, call: &str) -> Result<Object, Failure> {
+    match object.is_null() {
+        true => Err(Failure {
+            message: format!("{call} failed"),
+        }),
+        false => Ok(object),
     }
 }
 

@@ -5,6 +5,7 @@ use super::binding::{Counting, End, Failure, Gauge, Library, Machine};
 use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
+use super::process::OwnMemory;
 use super::watch::{Sample, Watch};
 use super::{engine, process};
 use crate::locate::ENGINE_DIR;
@@ -50,6 +51,7 @@ struct Module {
     file: File,
     library: Library,
     progress: Progress,
+    own_memory: OwnMemory,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
 }
@@ -96,6 +98,7 @@ impl WasmHandler {
                     file,
                     library,
                     progress,
+                    own_memory: OwnMemory::open(),
                     strings: None,
                 })))
             }
@@ -283,15 +286,17 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
 
     let Prepared { bytes, survey } = read(&mut module.file, &bounds).map_err(refuse)?;
     progress.is_over(Phase::Read);
-    let pages = bounds.pages(&survey);
-    let mut machine = Machine::new(&module.library, pages, counting(guest)).map_err(|f| failed("set-up", f))?;
-    progress.page.most_pages(pages.unwrap_or_default().into());
+    let mut machine = Machine::new(&module.library).map_err(|f| failed("set-up", f))?;
     progress.page.code(Code::Interpreted);
     machine.load(&bytes).map_err(|f| failed("load", f))?;
     drop(bytes);
     progress.is_over(Phase::Load);
     machine.validate().map_err(|f| failed("validation", f))?;
     progress.is_over(Phase::Validate);
+    // By now the engine has nearly all that it needs for itself.
+    let pages = bounds.pages(&survey, module.own_memory.bytes().unwrap_or_default());
+    progress.page.most_pages(pages.unwrap_or_default().into());
+    machine.bound(pages, counting(guest)).map_err(|f| failed("set-up", f))?;
     if !survey.start_section {
         machine
             .instantiate()
