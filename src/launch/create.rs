@@ -138,7 +138,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let host = Host::probe(options.rootless, options.driver == cgroup::Driver::Systemd);
     let mut plan = parent::resolve(&config, &host, options)?;
     process::check_host(&plan.process)?;
-    let image = image::open(plan.hull)?;
+    let image = image::open(plan.hull, options.settings.wasm.engine_dir.as_deref())?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();

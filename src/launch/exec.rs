@@ -52,7 +52,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         filter: filter.as_ref(),
         preserve,
     };
-    let image = image::open(hull)?;
+    let image = image::open(hull, options.settings.wasm.engine_dir.as_deref())?;
     let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = Attendant {
         record: &container.record,

@@ -9,6 +9,7 @@ pub mod clone;
 pub mod errno;
 pub mod exec;
 pub mod fd;
+pub mod mapped;
 pub mod memory;
 pub mod mount;
 pub mod net;

@@ -103,11 +103,39 @@ pub struct Library {
 }
 
 /// Why a file isn't the library.
+#[derive(Debug)]
 pub enum LoadError {
     /// In the words of dlerror(3).
     Load(String),
     /// It lacks this function.
     Symbol(&'static str),
+}
+
+/// A shared object that is loaded until this is dropped, or for longer if one that was loaded after it needs it.
+#[derive(Debug)]
+pub struct SharedObject {
+    handle: Object,
+}
+
+impl SharedObject {
+    /// Loads `name`, a path or a bare name that the dynamic loader looks for. The error is in the words of dlerror(3).
+    pub fn load(name: &CStr) -> Result<Self, String> {
+        // Bound when called, where the object leaves the choice: of the functions that the engine imports, it calls few.
+        // SAFETY: the name ends with a zero byte. The object's initialisers are run: it is the engine that the installation
+        // trusts, found before anything of the container could change what is found, or one that this process has made.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
+        match handle.is_null() {
+            true => Err(last_error()),
+            false => Ok(Self { handle }),
+        }
+    }
+}
+
+impl Drop for SharedObject {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from dlopen; nothing that was looked up in it is used any more.
+        unsafe { libc::dlclose(self.handle) };
+    }
 }
 
 /// A result of the engine that isn't success.
@@ -169,16 +197,11 @@ impl Gauge {
 impl Library {
     /// Loads `name`, a path or a bare name that the dynamic loader looks for.
     pub fn load(name: &CStr) -> Result<Self, LoadError> {
-        // Lazily bound: of the thousands of functions that the engine's LLVM offers, interpreting calls next to none.
-        // SAFETY: the name ends with a zero byte. The library's initialisers are run: it is the engine that the
-        // installation trusts, found before anything of the container could change what is found.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
-        if handle.is_null() {
-            return Err(LoadError::Load(last_error()));
-        }
-        let library = Self {
-            functions: Functions::resolve(handle).map_err(LoadError::Symbol)?,
-        };
+        let object = SharedObject::load(name).map_err(LoadError::Load)?;
+        let functions = Functions::resolve(object.handle).map_err(LoadError::Symbol)?;
+        // Its functions are called until the process ends.
+        std::mem::forget(object);
+        let library = Self { functions };
         // Its log goes to stdout by default, which is the guest's.
         // SAFETY: takes nothing, returns nothing.
         unsafe { (library.functions.log_off)() };

@@ -91,7 +91,7 @@ impl WasmHandler {
                 Ok(Target::Program(NativeHandler::new()))
             }
             Kind::Module => {
-                let library = engine::load(self.engine_dir.as_deref())?;
+                let library = engine::load(self.engine_dir.as_deref(), engine::Use::Run)?;
                 progress.page.engine(&format!("WasmEdge {}", library.version()));
                 progress.is_over(Phase::Engine);
                 Ok(Target::Module(Box::new(Module {

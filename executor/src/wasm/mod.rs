@@ -4,16 +4,18 @@
 #[cfg(feature = "engine")]
 mod binding;
 #[cfg(feature = "engine")]
-mod engine;
+pub mod engine;
 #[cfg(feature = "engine")]
 mod handler;
-#[cfg(feature = "engine")]
 mod limits;
+#[cfg(feature = "engine")]
+pub mod loader_cache;
 pub mod module;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
 #[cfg(feature = "engine")]
+pub mod stand_in;
 mod watch;
 
 #[cfg(feature = "engine")]

@@ -1,6 +1,7 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
 mod guest;
+mod load;
 mod programs;
 
 use std::fs;
@@ -50,7 +51,7 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), guest::tests(), programs::tests()]
+    [tests(), guest::tests(), load::tests(), programs::tests()]
         .into_iter()
         .flatten()
         .collect()
