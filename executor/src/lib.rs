@@ -11,6 +11,7 @@ pub mod locate;
 pub mod native;
 pub mod policy;
 pub mod recognise;
+pub mod status;
 pub mod wasm;
 
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,8 @@ pub struct Guest {
     /// It is no guest at all but a compiler, which is confined like one.
     #[serde(default)]
     pub compile: Option<aot::Task>,
+    /// The number of an inherited descriptor of the file for its [`status::Page`], if somebody may want to read it.
+    pub status: Option<std::os::fd::RawFd>,
 }
 
 /// A way of executing a container's entrypoint. Driven by the container's init process, in this order.
@@ -107,6 +110,12 @@ pub enum Error {
         /// Why.
         cause: wasm::Refusal,
     },
+    /// The status page can't be mapped.
+    #[error("status page of the Wasm guest: {0}")]
+    Status(String),
+    /// The guest's signals and timers can't be set up.
+    #[error("signals and timers of the Wasm guest (timer_create, timer_settime, sigaction): {0}")]
+    Watch(String),
     /// There is no usable engine.
     #[cfg(feature = "engine")]
     #[error(transparent)]

@@ -1,34 +1,40 @@
 //! Runs a WebAssembly module as the container's first process, or, where the entrypoint turns out to be a Linux program,
 //! executes that.
 
-use super::binding::{End, Failure, Library, Machine};
-use super::code::{CodeFacts, CodeUse, Compiled};
+use super::binding::{Counting, End, Failure, Gauge, Library};
+use super::code::{self, Code, Loaded};
 use super::compile::Compiler;
+use super::limits::Bounds;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
+use super::process::OwnMemory;
+use super::watch::{Sample, Watch};
 use super::{engine, process};
 use crate::aot::{Digest, Hashing, Source};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
-use crate::policy::Aot;
+use crate::policy::{Aot, Limits};
+use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// The exit status of a guest that trapped: what a shell reports for `SIGABRT`.
 const TRAPPED: i32 = 134;
+/// The exit status of a guest that used up its instructions: what a shell reports for `SIGXCPU`.
+const OUT_OF_FUEL: i32 = 128 + nix::libc::SIGXCPU;
+/// The exit status of a guest that could not be started.
+const FAILED: i32 = 1;
 /// As many bytes of a file as tell its kind.
 const HEAD: usize = 64;
-/// The most pages a 32-bit memory can have.
-const PAGES_MAX: u64 = 65536;
 
 /// Executes a module in WasmEdge, and Linux programs natively: in a pod that is marked for Wasm, sidecars are marked too.
 #[derive(Default)]
@@ -48,15 +54,10 @@ enum Target {
 struct Module {
     file: File,
     library: Library,
-    /// What `prepare` saw of it.
     survey: Survey,
-    /// Its code, if the cache has it.
-    compiled: Option<Compiled>,
-    /// Code that came with the image may be run.
-    trusted: bool,
-    /// It is nothing but such code: a library, by its path in the container.
-    library_path: Option<CString>,
-    facts: CodeFacts,
+    code: Code,
+    progress: Progress,
+    own_memory: OwnMemory,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
 }
@@ -87,6 +88,7 @@ impl WasmHandler {
             let compiler = Compiler::prepare(task, engine_dir, source)?;
             return Ok(Target::Compiler(Box::new(compiler)));
         }
+        let mut progress = Progress::start(guest)?;
         let file = find(guest, rootfs)?;
         let refuse = |cause| Error::Module {
             path: guest.args[0].clone(),
@@ -95,39 +97,81 @@ impl WasmHandler {
         let policy = guest.policy.as_deref();
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
         let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off);
-        let began = Instant::now();
-        let mut library_path = None;
-        let (survey, digest) = match inspect(&file, guest.memory_limit, cache.is_some()) {
+        let mut code = Code::Own { trusted };
+        let (survey, digest) = match inspect(&file, &Bounds::of(guest), cache.is_some()) {
             Ok(Some(inspected)) => inspected,
-            Ok(None) => return Ok(Target::Program(NativeHandler::new())),
+            Ok(None) => {
+                progress.page.clear();
+                return Ok(Target::Program(NativeHandler::new()));
+            }
             // By its path, since that is how libraries are loaded: what the image has there is what is trusted.
             Err(Refusal::SharedLibrary) if trusted && guest.args[0].contains('/') => {
-                library_path = Some(native::c_string("process.args", 0, &guest.args[0])?);
+                code = Code::Image(native::c_string("process.args", 0, &guest.args[0])?);
                 (Survey::default(), None)
             }
             Err(refusal) => return Err(refuse(refusal)),
         };
-        let inspected_in = began.elapsed();
-        let library = engine::load(engine_dir)?;
-        let mut facts = CodeFacts::default();
-        let mut compiled = None;
+        progress.is_over(Phase::Find);
+        let library = engine::load(engine_dir, engine::Use::Run)?;
+        progress.page.engine(&format!("WasmEdge {}", library.version()));
+        progress.is_over(Phase::Engine);
         // Code that the image brings along is what its author wants to have run.
         let digest = digest.filter(|_| !trusted || survey.aot.is_empty());
         if let (Some((directory, policy)), Some(digest)) = (cache, &digest) {
-            let began = Instant::now();
-            compiled = Compiled::find(directory, (&library, digest, &file), policy, source);
-            facts.found_in = inspected_in + began.elapsed();
+            code = Code::find(directory, (&library, digest, &file), policy, source);
+            progress.is_over(Phase::Code);
         }
         Ok(Target::Module(Box::new(Module {
             file,
             library,
             survey,
-            compiled,
-            trusted,
-            library_path,
-            facts,
+            code,
+            progress,
+            own_memory: OwnMemory::open(),
             strings: None,
         })))
+    }
+}
+
+/// How far the start has come, for the status page and the log.
+struct Progress {
+    page: &'static Page,
+    since: Instant,
+}
+
+impl Progress {
+    /// Maps the page that the parent has made for the guest, if it has.
+    fn start(guest: &Guest) -> Result<Self, Error> {
+        let failed = |errno: Errno| Error::Status(words(errno));
+        let file = guest.status.map(proa_sys::fd::inherit).transpose().map_err(failed)?;
+        let page = Page::map(file.as_ref().map(AsFd::as_fd)).map_err(failed)?;
+        Ok(Self {
+            page: Box::leak(Box::new(page)),
+            since: Instant::now(),
+        })
+    }
+
+    /// Notes that a phase is over, and that the next begins.
+    fn is_over(&mut self, phase: Phase) {
+        let now = Instant::now();
+        let microseconds = now.duration_since(self.since).as_micros() as u64;
+        self.page.phase(phase, microseconds);
+        tracing::debug!("wasm: {}: {microseconds} µs", phase.name());
+        self.since = now;
+    }
+
+    /// What is read of a running guest.
+    fn sample(&self, gauge: &'static Gauge) -> Sample {
+        let since = self.since;
+        Box::new(move |page| {
+            page.phase(Phase::Run, since.elapsed().as_micros() as u64);
+            if let Some(pages) = gauge.pages() {
+                page.pages(pages);
+            }
+            if let Some(instructions) = gauge.instructions() {
+                page.instructions(instructions);
+            }
+        })
     }
 }
 
@@ -161,7 +205,11 @@ impl Handler for WasmHandler {
             Some(Target::Program(native)) => native.run(guest, started),
             Some(Target::Module(module)) => match execute(module, guest, started) {
                 Ok(status) => process::exit_now(status),
-                Err(error) => error,
+                Err(error) => {
+                    let text = error.to_string();
+                    module.progress.page.ended(Ended::Failed, FAILED, &[text.as_bytes()]);
+                    error
+                }
             },
             Some(Target::Compiler(compiler)) => compiler.run(started),
             None => unprepared(guest),
@@ -193,11 +241,7 @@ fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
 
 /// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of the very
 /// bytes that were looked at comes along, unless they can't be read in order.
-fn inspect(
-    file: &File,
-    memory_limit: Option<u64>,
-    identify: bool,
-) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
+fn inspect(file: &File, bounds: &Bounds, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
     let size = file.metadata().map_err(Refusal::Read)?.len();
     let mut head = [0; HEAD];
     let length = read_head(file, &mut head).map_err(Refusal::Read)?;
@@ -218,7 +262,7 @@ fn inspect(
         }
         other => (other?, None),
     };
-    survey.check(memory_limit)?;
+    bounds.check(&survey, file)?;
     Ok(Some((survey, digest)))
 }
 
@@ -279,107 +323,86 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         Some(strings) => strings,
         None => strings(guest)?,
     };
-    process::take_signals().map_err(|errno| refuse(Refusal::Read(errno.into())))?;
+    let progress = &mut module.progress;
+    // The wait for `start` is nobody's phase.
+    progress.since = Instant::now();
+    let (bounds, limits) = (Bounds::of(guest), limits(guest));
 
-    let (mut machine, survey) = load(module, guest)?;
+    let Loaded {
+        mut machine,
+        survey,
+        code,
+    } = code::load(
+        &module.library,
+        (&mut module.file, &mut module.code, &mut module.survey),
+        &bounds,
+        &mut || progress.is_over(Phase::Read),
+    )
+    .map_err(|failure| match failure {
+        code::LoadFailure::Refused(refusal) => refuse(refusal),
+        code::LoadFailure::Engine(phase, failure) => failed(phase, failure),
+    })?;
+    progress.page.code(code);
+    progress.is_over(Phase::Load);
     machine.validate().map_err(|f| failed("validation", f))?;
+    progress.is_over(Phase::Validate);
+    // By now the engine has nearly all that it needs for itself.
+    let pages = bounds.pages(&survey, module.own_memory.bytes().unwrap_or_default());
+    progress.page.most_pages(pages.unwrap_or_default().into());
+    machine.bound(pages, counting(guest)).map_err(|f| failed("set-up", f))?;
     if !survey.start_section {
         machine
             .instantiate()
             .map_err(|f| failed("instantiation", explain(f, &survey)))?;
+        progress.is_over(Phase::Instantiate);
     }
+
+    let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
+        .map_err(|errno| Error::Watch(words(errno)))?;
+    watch.observe();
     started();
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     process::close_on_exec_now();
     machine.wasi(&strings.args, &strings.env, &strings.preopens);
-    if survey.start_section {
-        // Guest code runs in this step already.
-        if let Err(failure) = machine.instantiate() {
-            return Ok(trap(&failure, path));
+    watch.start();
+    // Guest code runs in a start section already.
+    let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();
+    let end = ended.unwrap_or_else(|| machine.execute("_start"));
+    watch.look();
+    Ok(finish(end, progress.page, &limits, path))
+}
+
+/// Notes how the guest ended, says on its stderr what stopped it, and returns the exit status.
+fn finish(end: End, page: &Page, limits: &Limits, path: &str) -> i32 {
+    let (how, status, kind, detail) = match end {
+        End::Exit(code) => {
+            // As exit(3) has it.
+            let status = (code & 0xff) as i32;
+            page.ended(Ended::Exit, status, &[]);
+            return status;
         }
-    }
-    Ok(match machine.execute("_start") {
-        // As exit(3) has it.
-        End::Exit(code) => (code & 0xff) as i32,
-        End::Trap(failure) => trap(&failure, path),
-    })
-}
-
-/// Parses the module and what code there is for it.
-fn load<'module>(module: &'module mut Module, guest: &Guest) -> Result<(Machine<'module>, Survey), Error> {
-    let refuse = |cause| Error::Module {
-        path: guest.args[0].clone(),
-        cause,
-    };
-    let version = module.library.version();
-    let failed = |phase: &'static str, failure: Failure| {
-        refuse(Refusal::Engine {
-            engine: format!("WasmEdge {version}"),
-            phase,
-            message: failure.message,
-        })
-    };
-    let began = Instant::now();
-    let pages = pages(guest.memory_limit);
-    if let Some(compiled) = module.compiled.take() {
-        let mut machine = Machine::new(&module.library, pages, true).map_err(|f| failed("set-up", f))?;
-        match compiled.load(&mut machine).map_err(refuse)? {
-            Ok(()) => {
-                module.facts.used = CodeUse::Cached;
-                module.facts.loaded_in = began.elapsed();
-                tracing::debug!(
-                    "compiled code loaded in {:?}, found in {:?}",
-                    module.facts.loaded_in,
-                    module.facts.found_in
-                );
-                return Ok((machine, std::mem::take(&mut module.survey)));
-            }
-            Err(failure) => tracing::debug!("compiled code does not load: {}; it is interpreted", failure.message),
+        End::Trap(failure) => (Ended::Trap, TRAPPED, "trap", format!("{} in {path}", failure.message)),
+        End::OutOfFuel => {
+            let fuel = limits.fuel.unwrap_or_default();
+            let detail = format!("{fuel} instructions are used up in {path}");
+            (Ended::Fuel, OUT_OF_FUEL, "fuel", detail)
         }
-    }
-    if let Some(path) = &module.library_path {
-        let mut machine = Machine::new(&module.library, pages, true).map_err(|f| failed("set-up", f))?;
-        machine.load_compiled(path).map_err(|f| failed("load", f))?;
-        module.facts.used = CodeUse::Image;
-        module.facts.loaded_in = began.elapsed();
-        // Whether it has a start section is not known: then guest code may run while it is instantiated.
-        let survey = Survey {
-            start_section: true,
-            ..Survey::default()
-        };
-        return Ok((machine, survey));
-    }
-    let (mut bytes, survey) = read(&mut module.file, guest.memory_limit).map_err(refuse)?;
-    let image = module.trusted && !survey.aot.is_empty();
-    if image {
-        module.facts.used = CodeUse::Image;
-    } else {
-        module::hide_aot(&mut bytes, &survey.aot);
-    }
-    let mut machine = Machine::new(&module.library, pages, image).map_err(|f| failed("set-up", f))?;
-    machine.load(&bytes).map_err(|f| failed("load", f))?;
-    module.facts.loaded_in = began.elapsed();
-    Ok((machine, survey))
+    };
+    page.ended(how, status, &[detail.as_bytes()]);
+    // Nobody is left to be told if stderr is closed; the status says it too.
+    drop(std::io::stderr().write_all(format!("proa: wasm {kind}: {detail}\n").as_bytes()));
+    status
 }
 
-/// Reads the module through the descriptor that `prepare` opened. It may have changed since: it is looked at again.
-fn read(file: &mut File, memory_limit: Option<u64>) -> Result<(Vec<u8>, Survey), Refusal> {
-    let size = file.metadata().map_err(Refusal::Read)?.len();
-    let capacity = u32::try_from(size).map_err(|_| Refusal::TooLarge(size))?;
-    let mut bytes = Vec::with_capacity(capacity as usize);
-    std::io::Seek::rewind(file).map_err(Refusal::Read)?;
-    file.take(u64::from(u32::MAX))
-        .read_to_end(&mut bytes)
-        .map_err(Refusal::Read)?;
-    module::kind(&bytes[..bytes.len().min(HEAD)])?;
-    let survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
-    survey.check(memory_limit)?;
-    Ok((bytes, survey))
+fn limits(guest: &Guest) -> Limits {
+    guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default()
 }
 
-/// The most pages of memory under a limit in bytes.
-fn pages(memory_limit: Option<u64>) -> Option<u32> {
-    memory_limit.map(|limit| (limit / module::PAGE).min(PAGES_MAX) as u32)
+fn counting(guest: &Guest) -> Counting {
+    Counting {
+        count: guest.policy.as_ref().is_some_and(|policy| policy.count_instructions),
+        limit: limits(guest).fuel,
+    }
 }
 
 /// Adds what is known about a failed instantiation to the engine's few words: its log, which says more, is off.
@@ -395,14 +418,6 @@ fn explain(mut failure: Failure, survey: &Survey) -> Failure {
         _ => {}
     }
     failure
-}
-
-/// Says on the guest's stderr why it ended.
-fn trap(failure: &Failure, path: &str) -> i32 {
-    let line = format!("proa: wasm trap: {} in {path}\n", failure.message);
-    // Nobody is left to be told if stderr is closed; the status says it too.
-    drop(std::io::stderr().write_all(line.as_bytes()));
-    TRAPPED
 }
 
 fn unprepared(guest: &Guest) -> Error {

@@ -8,18 +8,23 @@ mod code;
 #[cfg(feature = "engine")]
 mod compile;
 #[cfg(feature = "engine")]
-mod engine;
+pub mod engine;
 #[cfg(feature = "engine")]
 mod handler;
+mod limits;
+#[cfg(feature = "engine")]
+pub mod loader_cache;
 pub mod module;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
 #[cfg(feature = "engine")]
 mod relative;
-
 #[cfg(feature = "engine")]
-pub use code::{CodeFacts, CodeUse};
+pub mod stand_in;
+#[cfg(feature = "engine")]
+mod watch;
+
 #[cfg(feature = "engine")]
 pub use engine::EngineError;
 #[cfg(feature = "engine")]

@@ -1,51 +1,40 @@
-//! What execve(2) would do for a program and has to be done for a guest in this process: signals and descriptors.
-//!
-//! The kernel drops a signal to the first process of a pid namespace unless that process handles it (pid_namespaces(7)),
-//! and a guest has no way to handle any: without this, `SIGTERM` to a Wasm container would do nothing.
+//! What execve(2) would do for a program and has to be done for a guest in this process; and its end.
 #![allow(unsafe_code)]
 
-use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::{SysconfVar, sysconf};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
-/// Those whose default is to end a process and that somebody sends on purpose; and `SIGABRT`, with which the C++ library
-/// ends the engine when there is no memory.
-const ENDING: [Signal; 8] = [
-    Signal::SIGHUP,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGABRT,
-    Signal::SIGALRM,
-    Signal::SIGTERM,
-];
+/// Tells how much memory this process has of its own. To be made while the host's procfs is in sight: a container may have
+/// none.
+pub struct OwnMemory(Option<File>);
 
-/// Ends the process as a shell would report it.
-extern "C" fn end(signal: i32) {
-    exit_now(128 + signal)
+impl OwnMemory {
+    /// Opens what tells it. A host without procfs is not one that a container runs on.
+    pub fn open() -> Self {
+        let file =
+            File::open("/proc/self/statm").inspect_err(|error| tracing::debug!("open /proc/self/statm: {error}"));
+        Self(file.ok())
+    }
+
+    /// The bytes that can't be taken away from the process, unlike those of files: proc_pid_statm(5). They are counted for
+    /// each CPU, and so exact to some hundred KiB. `None` if it can't be told.
+    pub fn bytes(&self) -> Option<u64> {
+        let mut text = [0; 128];
+        let length = self.0.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..length]).ok()?;
+        let mut fields = text.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+        let (resident, of_files) = (fields.next()?.ok()?, fields.next()?.ok()?);
+        let page = sysconf(SysconfVar::PAGE_SIZE).ok()??;
+        Some(resident.saturating_sub(of_files) * page as u64)
+    }
 }
 
 /// Ends this process without running destructors: those of a C++ library whose objects are still in use are among them.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit(2) is async-signal-safe and touches nothing of this process.
     unsafe { libc::_exit(status) }
-}
-
-/// From now on `SIGTERM` and its kind end this process with status 128 + n, a write to a closed pipe fails with `EPIPE`
-/// (which WASI can express), children that were left to this process are reaped by the kernel, and nothing is blocked.
-pub fn take_signals() -> Result<(), Errno> {
-    let ending = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
-    let ignore = SigAction::new(SigHandler::SigIgn, SaFlags::empty(), SigSet::empty());
-    let actions = ENDING.map(|signal| (signal, &ending));
-    for (signal, action) in actions
-        .into_iter()
-        .chain([(Signal::SIGPIPE, &ignore), (Signal::SIGCHLD, &ignore)])
-    {
-        // SAFETY: the handler only calls _exit(2); the process has no other handlers for these.
-        unsafe { sigaction(signal, action) }?;
-    }
-    SigSet::empty().thread_set_mask()
 }
 
 /// Closes what close-on-exec would close: init holds directories of the host and sockets to its parent, and a process of the
@@ -71,5 +60,20 @@ fn close_each(first: i32) {
     for fd in first..most {
         // SAFETY: as above; a number that isn't open gives EBADF.
         unsafe { libc::close(fd) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_its_own_is_counted() {
+        let own = OwnMemory::open();
+        let before = own.bytes().unwrap();
+        let filled = vec![1u8; 32 << 20];
+        let after = own.bytes().unwrap();
+        assert!(after - before > 24 << 20, "{before} {after} {}", filled[7]);
+        assert_eq!(OwnMemory(None).bytes(), None);
     }
 }

@@ -1,6 +1,8 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
 mod aot;
+mod guest;
+mod load;
 mod programs;
 
 use std::fs;
@@ -50,7 +52,7 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), programs::tests(), aot::tests()]
+    [tests(), aot::tests(), guest::tests(), load::tests(), programs::tests()]
         .into_iter()
         .flatten()
         .collect()
