@@ -12,8 +12,6 @@ mod compile;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
-mod entrypoint;
-#[cfg(feature = "engine")]
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
