@@ -7,6 +7,7 @@ mod binding;
 pub mod engine;
 #[cfg(feature = "engine")]
 mod handler;
+#[cfg(feature = "engine")]
 mod limits;
 #[cfg(feature = "engine")]
 pub mod loader_cache;
@@ -16,6 +17,7 @@ pub mod open;
 mod process;
 #[cfg(feature = "engine")]
 pub mod stand_in;
+#[cfg(feature = "engine")]
 mod watch;
 
 #[cfg(feature = "engine")]
