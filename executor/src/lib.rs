@@ -109,6 +109,22 @@ pub enum Error {
     /// The guest's signals and timers can't be set up.
     #[error("signals and timers of the Wasm guest (timer_create, timer_settime, sigaction): {0}")]
     Watch(String),
+    /// A directory can't be given to a WebAssembly guest.
+    #[error("preopened directory {directory}: {problem}", directory = directory.display())]
+    Preopen {
+        /// The directory, in the container.
+        directory: std::path::PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// The kernel can't be made to hold a WebAssembly guest to its policy.
+    #[error("{policy} can't be enforced: {problem}")]
+    Unenforceable {
+        /// What of the policy, as its annotation is called.
+        policy: &'static str,
+        /// Why not.
+        problem: String,
+    },
     /// There is no usable engine.
     #[cfg(feature = "engine")]
     #[error(transparent)]

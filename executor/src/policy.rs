@@ -1,6 +1,9 @@
 //! What a Wasm guest may do and use, as plain data: resolved by the caller from the administrator's configuration file and
 //! the container's annotations, and handed to the [`crate::Handler`] with the guest.
 
+pub mod rule;
+
+pub use rule::{Network, Rule};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -73,6 +76,8 @@ pub struct Limits {
 pub struct Files {
     /// The directories that follow from the bundle.
     pub preopens: Preopens,
+    /// The widest that the administrator allows: what is named one by one has to lie in what this gives.
+    pub ceiling: Preopens,
     /// Those that were named one by one.
     pub named: Vec<Preopen>,
     /// The destinations of the bundle's mounts, for [`Preopens::Mounts`], and whether each is read-only.
@@ -101,15 +106,4 @@ pub struct Preopen {
     pub guest: String,
     /// Whether nothing may be written there.
     pub read_only: bool,
-}
-
-/// What the guest's sockets may do. Each list of rules comes from one authority (the file, an annotation); something is
-/// allowed if every list that there is allows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Network {
-    /// Local addresses to bind and listen on.
-    pub listen: Vec<Vec<String>>,
-    /// Remote addresses to connect and send to.
-    pub connect: Vec<Vec<String>>,
 }

@@ -4,7 +4,7 @@
 //! and only those that it lists are heeded at all.
 
 use super::units;
-use proa_executor::policy::{Aot, Preopens};
+use proa_executor::policy::{Aot, Preopens, Rule};
 use serde::{Deserialize, Deserializer};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -125,9 +125,11 @@ pub struct FileSettings {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NetworkSettings {
     /// Local addresses to bind and listen on.
-    pub listen: Option<Vec<String>>,
+    #[serde(deserialize_with = "listen_rules")]
+    pub listen: Option<Vec<Rule>>,
     /// Remote addresses to connect and send to.
-    pub connect: Option<Vec<String>>,
+    #[serde(deserialize_with = "connect_rules")]
+    pub connect: Option<Vec<Rule>>,
 }
 
 /// `[wasm.plugins]`.
@@ -179,6 +181,20 @@ fn optional_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Durati
 fn optional_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
     let text = String::deserialize(from)?;
     units::bytes(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
+fn listen_rules<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Rule>>, D::Error> {
+    optional_rules(from, true)
+}
+
+fn connect_rules<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Rule>>, D::Error> {
+    optional_rules(from, false)
+}
+
+fn optional_rules<'de, D: Deserializer<'de>>(from: D, listen: bool) -> Result<Option<Vec<Rule>>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    let rules = units::rules(texts.iter().map(String::as_str), listen);
+    rules.map(Some).map_err(serde::de::Error::custom)
 }
 
 #[cfg(test)]
@@ -236,6 +252,8 @@ mod tests {
             ("[wasm]\ndetect = \"maybe\"", "maybe"),
             ("[wasm.limits]\ndeadline = \"soon\"", "soon"),
             ("[wasm.aot]\ncache = \"aot\"", "wasm.aot.cache"),
+            ("[wasm.network]\nconnect = [\"tcp:here:80\"]", "tcp:here:80"),
+            ("[wasm.network]\nlisten = [\"dns\"]", "listen"),
             ("[wasm", "1"),
         ];
         for (text, named) in cases {

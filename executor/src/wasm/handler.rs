@@ -2,12 +2,13 @@
 //! executes that.
 
 use super::binding::{Counting, End, Failure, Gauge, Library, Machine};
+use super::files::Files;
 use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
 use super::process::OwnMemory;
 use super::watch::{Sample, Watch};
-use super::{engine, process};
+use super::{engine, names, network, process};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::policy::Limits;
@@ -60,7 +61,7 @@ struct Module {
 struct Strings {
     args: Vec<CString>,
     env: Vec<CString>,
-    preopens: Vec<CString>,
+    files: Files,
 }
 
 impl WasmHandler {
@@ -92,6 +93,7 @@ impl WasmHandler {
             }
             Kind::Module => {
                 let library = engine::load(self.engine_dir.as_deref(), engine::Use::Run)?;
+                names::fix(network::asks_nameservers(guest))?;
                 progress.page.engine(&format!("WasmEdge {}", library.version()));
                 progress.is_over(Phase::Engine);
                 Ok(Target::Module(Box::new(Module {
@@ -235,10 +237,6 @@ fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
 }
 
 /// Arguments, environment and preopened directories of the guest.
-///
-/// WASI has no working directory. wasi-libc starts in `/` and can't tell a relative path from an absolute one when it
-/// looks for the directory to open it in, so with the root preopened its relative paths start there, as under crun. Guests
-/// of other languages do better if told: Go takes `PWD`, Zig the first preopened directory.
 fn strings(guest: &Guest) -> Result<Strings, Error> {
     let make = |field, values: &[String]| -> Result<Vec<CString>, Error> {
         values
@@ -249,15 +247,12 @@ fn strings(guest: &Guest) -> Result<Strings, Error> {
     };
     let args = make("process.args", &guest.args)?;
     let mut env = make("process.env", &guest.env)?;
-    let mut preopens = vec![CString::from(c"/:/")];
-    if guest.cwd != "/" {
-        // Not by its name, which may have a colon: this process is there.
-        preopens.insert(0, CString::from(c".:."));
-        if !guest.env.iter().any(|entry| entry.starts_with("PWD=")) {
-            env.push(native::c_string("process.cwd", 0, &format!("PWD={}", guest.cwd))?);
-        }
+    if guest.cwd != "/" && !guest.env.iter().any(|entry| entry.starts_with("PWD=")) {
+        // What tells a guest where it is, as WASI has no working directory.
+        env.push(native::c_string("process.cwd", 0, &format!("PWD={}", guest.cwd))?);
     }
-    Ok(Strings { args, env, preopens })
+    let files = Files::open(guest)?;
+    Ok(Strings { args, env, files })
 }
 
 /// Runs the module to its end: the exit status for this process. An error is of something before its first instruction.
@@ -275,7 +270,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
             message: failure.message,
         })
     };
-    let strings = match module.strings.take() {
+    let mut strings = match module.strings.take() {
         Some(strings) => strings,
         None => strings(guest)?,
     };
@@ -305,13 +300,16 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         progress.is_over(Phase::Instantiate);
     }
 
+    strings.files.enforce()?;
+    network::enforce(guest)?;
+    // Its thread inherits what holds for this one.
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
     watch.observe();
     started();
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     process::close_on_exec_now();
-    machine.wasi(&strings.args, &strings.env, &strings.preopens);
+    machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
     watch.start();
     // Guest code runs in a start section already.
     let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();

@@ -3,8 +3,11 @@
 
 #[cfg(feature = "engine")]
 mod binding;
+mod calls;
 #[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "engine")]
+mod files;
 #[cfg(feature = "engine")]
 mod handler;
 #[cfg(feature = "engine")]
@@ -12,6 +15,10 @@ mod limits;
 #[cfg(feature = "engine")]
 pub mod loader_cache;
 pub mod module;
+#[cfg(feature = "engine")]
+mod names;
+#[cfg(feature = "engine")]
+mod network;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;

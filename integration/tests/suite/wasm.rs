@@ -2,6 +2,7 @@
 
 mod guest;
 mod load;
+mod policy;
 mod programs;
 
 use std::fs;
@@ -51,10 +52,16 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), guest::tests(), load::tests(), programs::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        tests(),
+        guest::tests(),
+        load::tests(),
+        policy::tests(),
+        programs::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 const HELLO: &str = r#"
