@@ -9,7 +9,7 @@
 //! 0, 1 and 3 are used, equal in both. Run modes came with 0.16: before, code that was compiled ahead of time is run unless
 //! the interpreter is forced.
 //!
-//! Nothing that is created here is deleted: the process ends with the guest.
+//! Nothing that is created here is deleted but what was parsed: the process ends with the guest.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -104,6 +104,7 @@ functions! {
     validator_create = c"WasmEdge_ValidatorCreate": fn(Object) -> Object;
     validator_validate = c"WasmEdge_ValidatorValidate": fn(Object, Object) -> RawResult;
     executor_create = c"WasmEdge_ExecutorCreate": fn(Object, Object) -> Object;
+    module_delete = c"WasmEdge_ASTModuleDelete": fn(Object);
     executor_register = c"WasmEdge_ExecutorRegisterImport": fn(Object, Object, Object) -> RawResult;
     executor_instantiate = c"WasmEdge_ExecutorInstantiate": fn(Object, *mut Object, Object, Object) -> RawResult;
     executor_invoke =
@@ -439,6 +440,18 @@ impl<'library> Machine<'library> {
         let memory = unsafe { (functions.find_memory)(self.instance, name("memory")) };
         self.gauge.memory.store(memory, Ordering::Release);
         result
+    }
+
+    /// Gives back what was parsed, once the module is instantiated, which has copied what it needs: with the interpreter that
+    /// is half of what the engine holds of a module. The engine does the same with modules that it registers by name.
+    pub fn forget_parsed(&mut self) {
+        let parsed = std::mem::replace(&mut self.module, null_mut());
+        // SAFETY: the module is this object's own, and used no more: null is nothing to delete. malloc_trim takes any number;
+        // it gives back the pages in between that nobody uses any more.
+        unsafe {
+            (self.library.functions.module_delete)(parsed);
+            libc::malloc_trim(0);
+        }
     }
 
     /// Runs the exported function `function`, which takes and returns nothing.

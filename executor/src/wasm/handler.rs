@@ -299,7 +299,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     progress.is_over(Phase::Load);
     machine.validate().map_err(|f| failed("validation", f))?;
     progress.is_over(Phase::Validate);
-    // By now the engine has nearly all that it needs for itself.
+    // What the instance copies of it is what is given back of it then: so much the engine needs for itself.
     let pages = bounds.pages(&survey, module.own_memory.bytes().unwrap_or_default());
     progress.page.most_pages(pages.unwrap_or_default().into());
     machine.bound(pages, counting(guest)).map_err(|f| failed("set-up", f))?;
@@ -307,6 +307,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         machine
             .instantiate()
             .map_err(|f| failed("instantiation", explain(f, &survey)))?;
+        machine.forget_parsed();
         progress.is_over(Phase::Instantiate);
     }
 
