@@ -56,6 +56,8 @@ pub enum Phase {
     Find,
     /// The engine is loaded.
     Engine,
+    /// The cache is asked for compiled code; this includes compiling, if that is waited for.
+    Code,
     /// The module is read, and its limits are put into it.
     Read,
     /// The engine parses the module, or maps code compiled ahead of time.
@@ -69,9 +71,10 @@ pub enum Phase {
 }
 
 /// All phases, in order.
-pub const ALL_PHASES: [Phase; 7] = [
+pub const ALL_PHASES: [Phase; 8] = [
     Phase::Find,
     Phase::Engine,
+    Phase::Code,
     Phase::Read,
     Phase::Load,
     Phase::Validate,
@@ -85,6 +88,7 @@ impl Phase {
         match self {
             Self::Find => "find",
             Self::Engine => "engine",
+            Self::Code => "code",
             Self::Read => "read",
             Self::Load => "load",
             Self::Validate => "validate",

@@ -49,7 +49,22 @@ const COMMANDS: &[(&str, &str)] = &[
     ("state", "output the state of a container"),
     ("update", "update container resource constraints"),
     ("features", "show the enabled features"),
+    ("wasm", "what concerns WebAssembly only: compile, cache"),
     ("help, h", "Shows a list of commands or help for one command"),
+];
+
+/// Verbs of more than one word.
+const SUB_COMMANDS: &[(&str, &str)] = &[
+    (
+        "wasm compile",
+        "compile a module ahead of time, into the cache or a file",
+    ),
+    ("wasm cache ls", "list the cache of compiled code"),
+    ("wasm cache rm", "remove entries of the cache of compiled code"),
+    (
+        "wasm cache prune",
+        "remove what is old or too much in the cache of compiled code",
+    ),
 ];
 
 /// `{}` is the name that proa was called by.
@@ -94,8 +109,24 @@ pub fn general() -> String {
     format!("{}{commands}{GLOBAL}", GENERAL.replace("{}", &launch::program()))
 }
 
+/// What `proa GROUP --help` prints.
+pub fn group(group: &str) -> String {
+    let program = launch::program();
+    let commands: String = SUB_COMMANDS
+        .iter()
+        .filter(|(name, _)| name.strip_prefix(group).is_some_and(|rest| rest.starts_with(' ')))
+        .map(|(name, about)| format!("   {name:<20}{about}\n"))
+        .collect();
+    let about = about(group).map_or(String::new(), |about| format!(" - {about}"));
+    format!("NAME:\n   {program} {group}{about}\n\nCOMMANDS:\n{commands}")
+}
+
 fn about(verb: &str) -> Option<&'static str> {
-    COMMANDS.iter().find(|(name, _)| *name == verb).map(|(_, about)| *about)
+    COMMANDS
+        .iter()
+        .chain(SUB_COMMANDS)
+        .find(|(name, _)| *name == verb)
+        .map(|(_, about)| *about)
 }
 
 /// What `proa VERB --help` prints.

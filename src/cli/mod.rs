@@ -28,10 +28,11 @@ mod start;
 mod state;
 mod units;
 mod update;
+mod wasm;
 
 use crate::cgroup::{self, Driver};
 use crate::state::Store;
-use crate::wasm::{self, Settings};
+use crate::wasm::{Settings, settings};
 use crate::{config, host, launch, logging, managers};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
@@ -93,7 +94,7 @@ enum Error {
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error(transparent)]
-    Settings(#[from] wasm::settings::Error),
+    Settings(#[from] settings::Error),
     #[error(transparent)]
     Launch(#[from] launch::Error),
     #[error(transparent)]
@@ -116,6 +117,16 @@ enum Error {
     Managers(#[from] managers::Error),
     #[error(transparent)]
     Criu(#[from] checkpoint::CriuError),
+    #[error("wasm compile {module}: {source}", module = module.display())]
+    Compile { module: PathBuf, source: Box<Error> },
+    #[error(transparent)]
+    Cache(#[from] proa_executor::aot::Error),
+    #[error("wasm cache rm: name entries, or all of them by --all")]
+    NoEntry,
+    #[error("wasm cache: no entry whose key begins with {0:?} (at least 8 digits)")]
+    UnknownEntry(String),
+    #[error("wasm cache: entries of several modules begin with {0:?}")]
+    AmbiguousEntry(String),
 }
 
 impl From<crate::state::Refused> for Error {
@@ -277,6 +288,7 @@ fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
         "setup" => call.run("setup", Exactly(1), None, setup::run),
         "features" => call.run("features", Exactly(0), None, features::run),
         "checkpoint" => call.run("checkpoint", Exactly(1), None, checkpoint::run),
+        "wasm" => wasm::dispatch(&call),
         "restore" => call.run("restore", Exactly(1), None, restore::run),
         "help" | "h" => match rest.first() {
             None => print(help::general().as_bytes()),
@@ -318,6 +330,21 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// The next word, a sub-verb's name, and the call of that one; an empty word if there is none.
+    fn next(&self) -> (&str, Call<'_>) {
+        let (verb, rest) = match self.args.split_first() {
+            Some((verb, rest)) => (verb.as_str(), rest),
+            None => ("", self.args),
+        };
+        let call = Call {
+            program: self.program,
+            globals: self.globals.clone(),
+            typed: self.typed.clone(),
+            args: rest,
+        };
+        (verb, call)
+    }
+
     fn run<A: Args>(
         &self,
         verb: &'static str,

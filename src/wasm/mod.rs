@@ -3,7 +3,7 @@
 
 pub mod annotations;
 pub mod settings;
-mod units;
+pub mod units;
 
 pub use settings::Settings;
 

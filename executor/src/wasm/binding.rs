@@ -6,12 +6,13 @@
 //! (one integer register in both calling conventions that matter, x86-64 and AArch64, whose callee reads the low half in
 //! 0.14; the values passed fit in 17 bits), and `MemoryInstanceGetPageSize` returns one (of which the lower half is read).
 //! Enumerations were renumbered (proposals, error codes of the loader and the validator), so of those only the result codes
-//! 0, 1 and 3 are used, equal in both.
+//! 0, 1 and 3 are used, equal in both. Run modes came with 0.16: before, code that was compiled ahead of time is run unless the
+//! interpreter is forced.
 //!
 //! Nothing that is created here is deleted: the process ends with the guest.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -20,6 +21,8 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 const TERMINATED: u32 = 1;
 /// `WasmEdge_ErrCode_CostLimitExceeded`.
 const OUT_OF_FUEL: u32 = 3;
+/// `WasmEdge_RunMode_AOT`.
+const RUN_COMPILED: c_int = 2;
 
 /// An opaque object of the library.
 type Object = *mut c_void;
@@ -39,28 +42,43 @@ struct RawString {
     bytes: *const c_char,
 }
 
-/// Declares the table of functions and how it is filled.
+/// Declares the table of functions and how it is filled. Those that are `[optional]` are not in every version.
 macro_rules! functions {
-    ($($field:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
-        struct Functions { $($field: unsafe extern "C" fn($($argument),*) $(-> $result)?,)* }
+    ($($field:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*
+     $([optional] $extra:ident = $extra_symbol:literal: fn($($extra_argument:ty),*);)*) => {
+        struct Functions {
+            $($field: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+            $($extra: Option<unsafe extern "C" fn($($extra_argument),*)>,)*
+        }
 
         impl Functions {
             /// Fills the table; the error is the name of the function that is missing.
             fn resolve(handle: Object) -> Result<Self, &'static str> {
-                Ok(Self { $($field: {
-                    const NAME: &CStr = $symbol;
-                    // SAFETY: the handle came from dlopen and is never closed; the name ends with a zero byte.
-                    let address = unsafe { libc::dlsym(handle, NAME.as_ptr()) };
-                    if address.is_null() {
-                        return Err(NAME.to_str().unwrap_or_default());
-                    }
-                    // SAFETY: the library's headers declare a function of this name with the type of the field (see
-                    // the head of this file), and an object and a function pointer are of one size wherever dlsym is.
-                    unsafe { std::mem::transmute::<Object, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address) }
-                },)* })
+                Ok(Self {
+                    $($field: {
+                        let address = symbol(handle, $symbol).ok_or($symbol.to_str().unwrap_or_default())?;
+                        // SAFETY: the library's headers declare a function of this name with the type of the field (see
+                        // the head of this file), and an object and a function pointer are of one size wherever dlsym
+                        // is.
+                        unsafe {
+                            std::mem::transmute::<Object, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address)
+                        }
+                    },)*
+                    $($extra: symbol(handle, $extra_symbol).map(|address| {
+                        // SAFETY: as above.
+                        unsafe { std::mem::transmute::<Object, unsafe extern "C" fn($($extra_argument),*)>(address) }
+                    }),)*
+                })
             }
         }
     };
+}
+
+/// The address of a symbol of the library `handle`.
+fn symbol(handle: Object, name: &'static CStr) -> Option<Object> {
+    // SAFETY: the handle came from dlopen and is never closed; the name ends with a zero byte.
+    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    (!address.is_null()).then_some(address)
 }
 
 functions! {
@@ -82,6 +100,7 @@ functions! {
     store_create = c"WasmEdge_StoreCreate": fn() -> Object;
     loader_create = c"WasmEdge_LoaderCreate": fn(Object) -> Object;
     loader_parse = c"WasmEdge_LoaderParseFromBuffer": fn(Object, *mut Object, *const u8, u32) -> RawResult;
+    loader_parse_file = c"WasmEdge_LoaderParseFromFile": fn(Object, *mut Object, *const c_char) -> RawResult;
     validator_create = c"WasmEdge_ValidatorCreate": fn(Object) -> Object;
     validator_validate = c"WasmEdge_ValidatorValidate": fn(Object, Object) -> RawResult;
     executor_create = c"WasmEdge_ExecutorCreate": fn(Object, Object) -> Object;
@@ -95,10 +114,15 @@ functions! {
     wasi_init = c"WasmEdge_ModuleInstanceInitWASI":
         fn(Object, *const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32);
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
+    [optional] configure_run_mode = c"WasmEdge_ConfigureSetRunMode": fn(Object, c_int);
 }
+
+mod build;
+mod compiler;
 
 /// The loaded library, silenced.
 pub struct Library {
+    handle: Object,
     functions: Functions,
 }
 
@@ -199,9 +223,12 @@ impl Library {
     pub fn load(name: &CStr) -> Result<Self, LoadError> {
         let object = SharedObject::load(name).map_err(LoadError::Load)?;
         let functions = Functions::resolve(object.handle).map_err(LoadError::Symbol)?;
+        let library = Self {
+            handle: object.handle,
+            functions,
+        };
         // Its functions are called until the process ends.
         std::mem::forget(object);
-        let library = Self { functions };
         // Its log goes to stdout by default, which is the guest's.
         // SAFETY: takes nothing, returns nothing.
         unsafe { (library.functions.log_off)() };
@@ -229,7 +256,7 @@ impl Library {
     }
 }
 
-/// Everything that one module needs to run, with WASI, interpreted.
+/// Everything that one module needs to run, with WASI.
 ///
 /// Not the engine's own "VM", which puts the same parts together: that one also makes the host modules of every plugin the
 /// engine knows of, in case the guest imports one, which takes four times as long as all of this.
@@ -249,8 +276,14 @@ pub struct Machine<'library> {
 }
 
 impl<'library> Machine<'library> {
-    /// Makes one whose memories can't grow beyond `pages`, if given, and which counts instructions as told.
-    pub fn new(library: &'library Library, pages: Option<u32>, counting: Counting) -> Result<Self, Failure> {
+    /// Makes one whose memories can't grow beyond `pages`, if given, and which counts instructions as told. Only if it is to be
+    /// `compiled` will it run code that was compiled ahead of time.
+    pub fn new(
+        library: &'library Library,
+        pages: Option<u32>,
+        counting: Counting,
+        compiled: bool,
+    ) -> Result<Self, Failure> {
         let functions = &library.functions;
         let made = |object: Object, call: &str| match object.is_null() {
             true => Err(Failure {
@@ -262,7 +295,11 @@ impl<'library> Machine<'library> {
         // before use; null statistics are none, which only who counts needs; arrays of length 0 are not looked at.
         unsafe {
             let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
-            (functions.configure_interpreter)(configure, true);
+            if !compiled {
+                (functions.configure_interpreter)(configure, true);
+            } else if let Some(run_mode) = functions.configure_run_mode {
+                run_mode(configure, RUN_COMPILED);
+            }
             if let Some(pages) = pages {
                 (functions.configure_pages)(configure, pages.into());
             }
@@ -325,6 +362,16 @@ impl<'library> Machine<'library> {
         // field of this object.
         self.library
             .check(unsafe { parse(self.loader, &mut self.module, module.as_ptr(), length) })
+    }
+
+    /// Maps the library `path`, code that was compiled ahead of time, and parses the module that is kept in it. The dynamic
+    /// loader takes a path for one only if there is a slash in it.
+    pub fn load_compiled(&mut self, path: &CStr) -> Result<(), Failure> {
+        let parse = self.library.functions.loader_parse_file;
+        // SAFETY: the loader lives; the path ends with a zero byte and outlives the call; the result goes to a field of this
+        // object. That the library's own initialisers may be run is for the caller to judge.
+        self.library
+            .check(unsafe { parse(self.loader, &mut self.module, path.as_ptr()) })
     }
 
     /// Validates what was loaded.

@@ -1,28 +1,23 @@
 //! Runs a WebAssembly module as the container's first process, or, where the entrypoint turns out to be a Linux program,
 //! executes that.
 
-use super::binding::{Counting, End, Failure, Gauge, Library, Machine};
-use super::files::Files;
-use super::limits::{self, Bounds, Prepared};
-use super::module::{self, Kind, Refusal, Survey};
-use super::open::{self, Resolver};
-use super::watch::{Sample, Watch};
-use super::{engine, names, network, process};
+use super::binding::{End, Failure};
+use super::compile::Compiler;
+use super::entrypoint::{Loaded, Module, failed};
+use super::module::Survey;
+use super::watch::Watch;
+use super::{network, process};
+use crate::aot::Source;
 use crate::locate::ENGINE_DIR;
-use crate::native::{self, NativeHandler};
+use crate::native::NativeHandler;
 use crate::policy::Limits;
-use crate::status::{Code, Ended, Page, Phase};
+use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
-use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
-use std::ffi::CString;
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::io::Write;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// The exit status of a guest that trapped: what a shell reports for `SIGABRT`.
 const TRAPPED: i32 = 134;
@@ -30,8 +25,6 @@ const TRAPPED: i32 = 134;
 const OUT_OF_FUEL: i32 = 128 + nix::libc::SIGXCPU;
 /// The exit status of a guest that could not be started.
 const FAILED: i32 = 1;
-/// As many bytes of a file as tell its kind.
-const HEAD: usize = 64;
 
 /// Executes a module in WasmEdge, and Linux programs natively: in a pod that is marked for Wasm, sidecars are marked too.
 #[derive(Default)]
@@ -44,22 +37,7 @@ pub struct WasmHandler {
 enum Target {
     Program(NativeHandler),
     Module(Box<Module>),
-}
-
-/// A module that is open but not read, and the engine for it.
-struct Module {
-    file: File,
-    library: Library,
-    progress: Progress,
-    /// Made by `check`, once the environment is final.
-    strings: Option<Strings>,
-}
-
-/// What WASI hands to the guest.
-struct Strings {
-    args: Vec<CString>,
-    env: Vec<CString>,
-    files: Files,
+    Compiler(Box<Compiler>),
 }
 
 impl WasmHandler {
@@ -74,99 +52,36 @@ impl WasmHandler {
             target: None,
         }
     }
-
-    fn look(&self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Target, Error> {
-        let mut progress = Progress::start(guest)?;
-        let file = find(guest, rootfs)?;
-        let refuse = |cause| Error::Module {
-            path: guest.args[0].clone(),
-            cause,
-        };
-        let kind = inspect(&file, &Bounds::of(guest)).map_err(refuse)?;
-        progress.is_over(Phase::Find);
-        match kind {
-            Kind::Program => {
-                progress.page.clear();
-                Ok(Target::Program(NativeHandler::new()))
-            }
-            Kind::Module => {
-                let library = engine::load(self.engine_dir.as_deref(), engine::Use::Run)?;
-                names::fix(network::asks_nameservers(guest))?;
-                progress.page.engine(&format!("WasmEdge {}", library.version()));
-                progress.is_over(Phase::Engine);
-                Ok(Target::Module(Box::new(Module {
-                    file,
-                    library,
-                    progress,
-                    strings: None,
-                })))
-            }
-        }
-    }
-}
-
-/// How far the start has come, for the status page and the log.
-struct Progress {
-    page: &'static Page,
-    since: Instant,
-}
-
-impl Progress {
-    /// Maps the page that the parent has made for the guest, if it has.
-    fn start(guest: &Guest) -> Result<Self, Error> {
-        let failed = |errno: Errno| Error::Status(words(errno));
-        let file = guest.status.map(proa_sys::fd::inherit).transpose().map_err(failed)?;
-        let page = Page::map(file.as_ref().map(AsFd::as_fd)).map_err(failed)?;
-        Ok(Self {
-            page: Box::leak(Box::new(page)),
-            since: Instant::now(),
-        })
-    }
-
-    /// Notes that a phase is over, and that the next begins.
-    fn is_over(&mut self, phase: Phase) {
-        let now = Instant::now();
-        let microseconds = now.duration_since(self.since).as_micros() as u64;
-        self.page.phase(phase, microseconds);
-        tracing::debug!("wasm: {}: {microseconds} µs", phase.name());
-        self.since = now;
-    }
-
-    /// What is read of a running guest.
-    fn sample(&self, gauge: &'static Gauge) -> Sample {
-        let since = self.since;
-        Box::new(move |page| {
-            page.phase(Phase::Run, since.elapsed().as_micros() as u64);
-            if let Some(pages) = gauge.pages() {
-                page.pages(pages);
-            }
-            if let Some(instructions) = gauge.instructions() {
-                page.instructions(instructions);
-            }
-        })
-    }
 }
 
 impl Handler for WasmHandler {
-    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<(), Error> {
-        self.target = Some(self.look(guest, rootfs)?);
-        match &mut self.target {
-            Some(Target::Program(native)) => native.prepare(guest, rootfs),
-            _ => Ok(()),
+    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<(), Error> {
+        let engine_dir = self.engine_dir.as_deref();
+        if let Some(task) = &guest.compile {
+            let compiler = Compiler::prepare(task, engine_dir, source)?;
+            self.target = Some(Target::Compiler(Box::new(compiler)));
+            return Ok(());
         }
+        self.target = Some(match Module::prepare(guest, rootfs, engine_dir, source)? {
+            Some(module) => Target::Module(Box::new(module)),
+            None => {
+                let mut native = NativeHandler::new();
+                native.prepare(guest, rootfs, source)?;
+                Target::Program(native)
+            }
+        });
+        Ok(())
     }
 
     fn in_process(&self) -> bool {
-        matches!(self.target, Some(Target::Module(_)))
+        matches!(self.target, Some(Target::Module(_) | Target::Compiler(_)))
     }
 
     fn check(&mut self, guest: &Guest) -> Result<(), Error> {
         match &mut self.target {
             Some(Target::Program(native)) => native.check(guest),
-            Some(Target::Module(module)) => {
-                module.strings = Some(strings(guest)?);
-                Ok(())
-            }
+            Some(Target::Module(module)) => module.check(guest),
+            Some(Target::Compiler(_)) => Ok(()),
             None => Err(unprepared(guest)),
         }
     }
@@ -182,115 +97,37 @@ impl Handler for WasmHandler {
                     error
                 }
             },
+            Some(Target::Compiler(compiler)) => compiler.run(started),
             None => unprepared(guest),
         }
     }
 }
 
-/// Opens the entrypoint; refused as runc refuses a program that isn't there.
-fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
-    let program = &guest.args[0];
-    let cause = match open::find(
-        rootfs,
-        program,
-        &guest.cwd,
-        native::search_path(&guest.env),
-        Resolver::Kernel,
-    ) {
-        Ok(Some(file)) => return Ok(file),
-        Ok(None) if !program.contains('/') => "executable file not found in $PATH".to_owned(),
-        Ok(None) => format!("stat {program}: {}", words(Errno::ENOENT)),
-        Err(errno @ (Errno::EISDIR | Errno::EACCES)) => words(errno),
-        Err(errno) => format!("stat {program}: {}", words(errno)),
-    };
-    Err(Error::Program {
-        program: program.clone(),
-        cause,
-    })
-}
-
-/// Says what the file is, and refuses what can't be run.
-fn inspect(file: &File, bounds: &Bounds) -> Result<Kind, Refusal> {
-    let size = file.metadata().map_err(Refusal::Read)?.len();
-    let mut head = [0; HEAD];
-    let length = read_head(file, &mut head).map_err(Refusal::Read)?;
-    let kind = module::kind(&head[..length])?;
-    if kind == Kind::Module {
-        bounds.check(&module::survey(file, size)?, file)?;
-    }
-    Ok(kind)
-}
-
-fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
-    let mut length = 0;
-    loop {
-        match file.read_at(&mut head[length..], length as u64) {
-            Ok(0) => return Ok(length),
-            Ok(more) => length += more,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Arguments, environment and preopened directories of the guest.
-fn strings(guest: &Guest) -> Result<Strings, Error> {
-    let make = |field, values: &[String]| -> Result<Vec<CString>, Error> {
-        values
-            .iter()
-            .enumerate()
-            .map(|(index, value)| native::c_string(field, index, value))
-            .collect()
-    };
-    let args = make("process.args", &guest.args)?;
-    let mut env = make("process.env", &guest.env)?;
-    if guest.cwd != "/" && !guest.env.iter().any(|entry| entry.starts_with("PWD=")) {
-        // What tells a guest where it is, as WASI has no working directory.
-        env.push(native::c_string("process.cwd", 0, &format!("PWD={}", guest.cwd))?);
-    }
-    let files = Files::open(guest)?;
-    Ok(Strings { args, env, files })
-}
-
 /// Runs the module to its end: the exit status for this process. An error is of something before its first instruction.
 fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Result<i32, Error> {
     let path = &guest.args[0];
-    let refuse = |cause| Error::Module {
-        path: path.clone(),
-        cause,
+    let limits = guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default();
+    let engine = module.engine();
+    let failed = |phase, failure| failed(guest, &engine, phase, failure);
+    if module.strings.is_none() {
+        module.check(guest)?;
+    }
+    let Some(mut strings) = module.strings.take() else {
+        return Err(unprepared(guest));
     };
-    let version = module.library.version();
-    let failed = |phase: &'static str, failure: Failure| {
-        refuse(Refusal::Engine {
-            engine: format!("WasmEdge {version}"),
-            phase,
-            message: failure.message,
-        })
-    };
-    let mut strings = match module.strings.take() {
-        Some(strings) => strings,
-        None => strings(guest)?,
-    };
-    let progress = &mut module.progress;
     // The wait for `start` is nobody's phase.
-    progress.since = Instant::now();
-    let (bounds, limits) = (Bounds::of(guest), limits(guest));
-
-    let Prepared { bytes, survey } = read(&mut module.file, &bounds).map_err(refuse)?;
-    progress.is_over(Phase::Read);
-    let pages = bounds.pages(&survey);
-    let mut machine = Machine::new(&module.library, pages, counting(guest)).map_err(|f| failed("set-up", f))?;
-    progress.page.most_pages(pages.unwrap_or_default().into());
-    progress.page.code(Code::Interpreted);
-    machine.load(&bytes).map_err(|f| failed("load", f))?;
-    drop(bytes);
-    progress.is_over(Phase::Load);
-    machine.validate().map_err(|f| failed("validation", f))?;
+    module.progress.resume();
+    let Loaded {
+        mut machine,
+        survey,
+        progress,
+    } = module.load(guest)?;
+    machine.validate().map_err(|failure| failed("validation", failure))?;
     progress.is_over(Phase::Validate);
     if !survey.start_section {
         machine
             .instantiate()
-            .map_err(|f| failed("instantiation", explain(f, &survey)))?;
+            .map_err(|failure| failed("instantiation", explain(failure, &survey)))?;
         progress.is_over(Phase::Instantiate);
     }
 
@@ -332,30 +169,6 @@ fn finish(end: End, page: &Page, limits: &Limits, path: &str) -> i32 {
     // Nobody is left to be told if stderr is closed; the status says it too.
     drop(std::io::stderr().write_all(format!("proa: wasm {kind}: {detail}\n").as_bytes()));
     status
-}
-
-fn limits(guest: &Guest) -> Limits {
-    guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default()
-}
-
-fn counting(guest: &Guest) -> Counting {
-    Counting {
-        count: guest.policy.as_ref().is_some_and(|policy| policy.count_instructions),
-        limit: limits(guest).fuel,
-    }
-}
-
-/// Reads the module through the descriptor that `prepare` opened. It may have changed since: it is looked at again.
-fn read(file: &mut File, bounds: &Bounds) -> Result<Prepared, Refusal> {
-    let size = file.metadata().map_err(Refusal::Read)?.len();
-    let capacity = u32::try_from(size).map_err(|_| Refusal::TooLarge(size))?;
-    let mut bytes = Vec::with_capacity(capacity as usize);
-    std::io::Seek::rewind(file).map_err(Refusal::Read)?;
-    file.take(u64::from(u32::MAX))
-        .read_to_end(&mut bytes)
-        .map_err(Refusal::Read)?;
-    module::kind(&bytes[..bytes.len().min(HEAD)])?;
-    limits::prepare(bytes, bounds)
 }
 
 /// Adds what is known about a failed instantiation to the engine's few words: its log, which says more, is off.

@@ -85,6 +85,5 @@ pub fn prepare(mut bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal>
         bytes = bounded.module;
         survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
     }
-    module::hide_aot(&mut bytes, &survey.aot);
     Ok(Prepared { bytes, survey })
 }

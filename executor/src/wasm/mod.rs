@@ -3,13 +3,21 @@
 
 #[cfg(feature = "engine")]
 mod binding;
+#[cfg(feature = "engine")]
 mod calls;
 #[cfg(feature = "engine")]
+mod code;
+#[cfg(feature = "engine")]
+mod compile;
+#[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "engine")]
+mod entrypoint;
 #[cfg(feature = "engine")]
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
+#[cfg(feature = "engine")]
 mod limits;
 #[cfg(feature = "engine")]
 pub mod loader_cache;
@@ -22,7 +30,12 @@ pub mod open;
 #[cfg(feature = "engine")]
 mod process;
 #[cfg(feature = "engine")]
+mod progress;
+#[cfg(feature = "engine")]
+mod relative;
+#[cfg(feature = "engine")]
 pub mod stand_in;
+#[cfg(feature = "engine")]
 mod watch;
 
 #[cfg(feature = "engine")]

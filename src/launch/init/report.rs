@@ -5,6 +5,7 @@ use crate::launch::channel::{self, Channel, Message};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
+use proa_executor::aot::{Key, Source, Target};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The line to the process that waits for this one; `None` once nobody does.
@@ -62,6 +63,12 @@ impl Report {
         self.wait_go()
     }
 
+    /// Asks for compiled code; whether there is any now.
+    fn code(&self, module: BorrowedFd<'_>, key: &Key, target: &Target) -> Result<bool, Error> {
+        self.say(&Message::Code(module.as_raw_fd(), *key, target.clone()))?;
+        Ok(self.channel()?.wait_answer()?)
+    }
+
     /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
     pub fn ready(&self) -> Result<(), Error> {
         self.say(&Message::Ready)?;
@@ -110,8 +117,9 @@ impl Report {
     /// A guest runs in this process from now on: end of file tells whoever waits. What was logged until then goes before;
     /// if nobody takes it, the guest runs all the same.
     pub fn started(&mut self) {
+        // Nobody listens to lines that come later; that these could not be told is no reason not to run.
         if let Err(error) = self.flush() {
-            complain(&format!("proa: {error}\n"));
+            tracing::debug!("{error}");
         }
         self.0 = None;
     }
@@ -137,6 +145,23 @@ impl Report {
         };
         if !told && !orphaned {
             complain(&format!("proa: {error}\n"));
+        }
+    }
+}
+
+/// The parent, as who has the compiled code.
+#[derive(Debug)]
+pub struct Code<'a>(pub &'a Report);
+
+impl Source for Code<'_> {
+    fn find(&mut self, key: &Key, target: &Target, module: BorrowedFd<'_>) -> bool {
+        match self.0.code(module, key, target) {
+            Ok(found) => found,
+            // Without it the module runs as well; a parent that is gone is noticed at the next step.
+            Err(error) => {
+                tracing::debug!("compiled code {key}: {error}");
+                false
+            }
         }
     }
 }
