@@ -21,6 +21,7 @@ use crate::process::rdt::Resctrl;
 use crate::process::{self, Filter};
 use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
+use crate::wasm;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Hook, Hooks};
 use proa_sys::clone::Child;
@@ -137,6 +138,9 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     let host = Host::probe(options.rootless, options.driver == cgroup::Driver::Systemd);
     let mut plan = parent::resolve(&config, &host, options)?;
     process::check_host(&plan.process)?;
+    if let Some(policy) = &mut plan.process.guest.policy {
+        wasm::plugins::resolve(policy)?;
+    }
     let image = image::open(plan.hull)?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 

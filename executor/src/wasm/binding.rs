@@ -82,6 +82,8 @@ functions! {
         fn(*const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32) -> Object;
     wasi_init = c"WasmEdge_ModuleInstanceInitWASI":
         fn(Object, *const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32);
+    plugin_load = c"WasmEdge_PluginLoadFromPath": fn(*const c_char);
+    plugin_count = c"WasmEdge_PluginListPluginsLength": fn() -> u32;
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
 }
 
@@ -130,6 +132,18 @@ impl Library {
         // SAFETY: takes nothing, returns nothing.
         unsafe { (library.functions.log_off)() };
         Ok(library)
+    }
+
+    /// Loads a plugin, whose modules every machine that is made from then on has; whether there is one in that file. It is
+    /// native code, and its initialisers are run.
+    pub fn load_plugin(&self, path: &CStr) -> bool {
+        // SAFETY: takes nothing, returns a number.
+        let before = unsafe { (self.functions.plugin_count)() };
+        // SAFETY: the path ends with a zero byte. What is loaded is a file that the administrator named, and that the caller
+        // has found to be nobody else's.
+        unsafe { (self.functions.plugin_load)(path.as_ptr()) };
+        // SAFETY: as above.
+        unsafe { (self.functions.plugin_count)() > before }
     }
 
     /// The library's version, like `0.17.1`.

@@ -4,7 +4,7 @@ use super::binding::{Library, LoadError};
 use crate::locate::ENGINE_DIR;
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The engine's name as the dynamic loader knows it.
 const LIBRARY: &str = "libwasmedge.so.0";
@@ -23,6 +23,17 @@ pub enum EngineError {
         place: String,
         /// In the loader's words.
         cause: String,
+    },
+    /// A plugin that the engine doesn't take; it says no more than that.
+    #[error(
+        "plugin {plugin}: the engine does not load it: it is no plugin for {engine}, or a library that it needs is missing",
+        plugin = plugin.display()
+    )]
+    Plugin {
+        /// The plugin.
+        plugin: PathBuf,
+        /// The engine's name and version.
+        engine: String,
     },
     /// Something else of that name.
     #[error(
@@ -57,4 +68,19 @@ pub fn load(dir: Option<&Path>) -> Result<Library, EngineError> {
             symbol,
         },
     })
+}
+
+/// Loads `plugins` into the engine, before it makes a machine. Nothing else is: neither from where WasmEdge keeps plugins nor
+/// from where its environment variable says.
+pub fn load_plugins(library: &Library, plugins: &[PathBuf]) -> Result<(), EngineError> {
+    for plugin in plugins {
+        let path = CString::new(plugin.as_os_str().as_bytes());
+        if !path.is_ok_and(|path| library.load_plugin(&path)) {
+            return Err(EngineError::Plugin {
+                plugin: plugin.clone(),
+                engine: format!("WasmEdge {}", library.version()),
+            });
+        }
+    }
+    Ok(())
 }

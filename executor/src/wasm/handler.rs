@@ -78,6 +78,8 @@ impl WasmHandler {
             Kind::Module => {
                 let library = engine::load(self.engine_dir.as_deref())?;
                 names::fix(network::asks_nameservers(guest))?;
+                let plugins = guest.policy.as_ref().map_or(&[][..], |policy| &policy.plugins);
+                engine::load_plugins(&library, plugins)?;
                 Ok(Target::Module(Box::new(Module {
                     file,
                     library,
