@@ -14,6 +14,7 @@ fn main() {
     };
     let guest = Guest {
         policy: None,
+        status: None,
         args: rest.to_vec(),
         env: vec!["PATH=/bin:/usr/bin".into(), "GREETING=hello there".into()],
         cwd: cwd.clone(),

@@ -10,6 +10,7 @@ pub mod locate;
 pub mod native;
 pub mod policy;
 pub mod recognise;
+pub mod status;
 pub mod wasm;
 
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ pub struct Guest {
     pub memory_limit: Option<u64>,
     /// What it may do if it is a WebAssembly module; a Linux program has none.
     pub policy: Option<Box<policy::Policy>>,
+    /// The number of an inherited descriptor of the file for its [`status::Page`], if somebody may want to read it.
+    pub status: Option<std::os::fd::RawFd>,
 }
 
 /// A way of executing a container's entrypoint. Driven by the container's init process, in this order.
@@ -116,6 +119,12 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
+    /// The status page can't be mapped.
+    #[error("status page of the Wasm guest: {0}")]
+    Status(String),
+    /// The guest's signals and timers can't be set up.
+    #[error("signals and timers of the Wasm guest (timer_create, timer_settime, sigaction): {0}")]
+    Watch(String),
     /// There is no usable engine.
     #[cfg(feature = "engine")]
     #[error(transparent)]

@@ -31,6 +31,14 @@ pub struct Policy {
     pub count_instructions: bool,
 }
 
+impl Policy {
+    /// Whether instructions are counted, be it to bound them: code compiled ahead of time counts none unless it was compiled
+    /// to do so.
+    pub fn counts(&self) -> bool {
+        self.count_instructions || self.limits.fuel.is_some()
+    }
+}
+
 /// When code compiled ahead of time is used and made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -108,12 +108,14 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
     })?;
     let config = container.config()?;
     check_cgroups(&args.cgroup)?;
-    let settings = match container.record.hull {
+    let process = args.process(&config)?;
+    // A probe of a Linux program has no use for the file, and is not to fail for it.
+    let settings = match launch::exec_hull(&container, process.args().as_deref().unwrap_or_default()) {
         Hull::Wasm => globals.settings()?,
         Hull::Native => Settings::default(),
     };
     let options = ExecOptions {
-        process: args.process(&config)?,
+        process,
         console_socket: absolute_option(args.console_socket)?,
         pid_file: absolute_option(args.pid_file)?,
         pidfd_socket: absolute_option(args.pidfd_socket)?,

@@ -24,6 +24,7 @@ use crate::state::{Record, Reservation, Store};
 use crate::wasm;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Hook, Hooks};
+use proa_executor::Hull;
 use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -141,7 +142,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     if let Some(policy) = &mut plan.process.guest.policy {
         wasm::plugins::resolve(policy)?;
     }
-    let image = image::open(plan.hull)?;
+    let image = image::open(plan.hull, options.settings.wasm.engine_dir.as_deref())?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
@@ -166,6 +167,11 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     making.poststop = (!poststop.is_empty()).then(|| (poststop, record.clone()));
     making.mounts = record.shared_root.clone();
     let sources = rootfs::open_sources(&mut plan.rootfs)?;
+    let page = match plan.hull {
+        Hull::Wasm => Some(OwnedFd::from(reservation.make_guest_page()?)),
+        Hull::Native => None,
+    };
+    plan.process.guest.status = page.as_ref().map(AsRawFd::as_raw_fd);
     let request = Spawning {
         console: offer.for_init.as_ref(),
         start: socket.as_ref(),
@@ -173,6 +179,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         filter: filter.as_ref(),
         lock: reservation.lock_number(),
         sources: &sources,
+        page: page.as_ref(),
     };
     let (init, channel, early) = request
         .spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)
@@ -257,6 +264,7 @@ struct Spawning<'a> {
     filter: Option<&'a Filter>,
     lock: Option<RawFd>,
     sources: &'a Sources,
+    page: Option<&'a OwnedFd>,
 }
 
 /// What the parent has to do for a new process before that may go on.
@@ -341,7 +349,7 @@ impl Spawning<'_> {
         let number = |fd: &OwnedFd| fd.as_raw_fd();
         let mut inherit: Vec<RawFd> = self.sources.inherited().collect();
         inherit.extend(joins.iter().map(|(_, fd)| number(fd)));
-        inherit.extend(self.console.into_iter().chain(self.start).map(number));
+        inherit.extend(self.console.into_iter().chain(self.start).chain(self.page).map(number));
         inherit.extend(3..3 + self.preserve as RawFd);
         let new = plan.cloned_namespaces();
         if !settling.middle {

@@ -29,7 +29,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
             unprivileged: !nix::unistd::geteuid().is_root(),
         },
     )?;
-    let hull = hull(container, &plan);
+    let hull = hull(container, &plan.guest.args);
     if hull == Hull::Wasm {
         // What holds for the container's first process holds for a module beside it: from the annotations as they were at
         // `create`, under the administrator's file as it is now.
@@ -53,7 +53,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         filter: filter.as_ref(),
         preserve,
     };
-    let image = image::open(hull)?;
+    let image = image::open(hull, options.settings.wasm.engine_dir.as_deref())?;
     let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = Attendant {
         record: &container.record,
@@ -175,9 +175,9 @@ impl Request<'_> {
     }
 }
 
-/// Which executable runs the process: a Linux program needs no engine, even in a Wasm container.
-fn hull(container: &Container, plan: &process::Plan) -> Hull {
-    match plan.guest.args.first() {
+/// Which executable runs a process with these arguments: a Linux program needs no engine, even in a Wasm container.
+pub fn hull(container: &Container, args: &[String]) -> Hull {
+    match args.first() {
         Some(program) if program.ends_with(".wasm") => container.record.hull,
         _ => Hull::Native,
     }

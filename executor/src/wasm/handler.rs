@@ -1,13 +1,17 @@
 //! Runs a WebAssembly module as the container's first process, or, where the entrypoint turns out to be a Linux program,
 //! executes that.
 
-use super::binding::{End, Failure, Library, Machine};
+use super::binding::{Counting, End, Failure, Gauge, Library, Machine};
 use super::files::Files;
+use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
+use super::watch::{Sample, Watch};
 use super::{engine, names, network, process};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
+use crate::policy::Limits;
+use crate::status::{Code, Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -15,16 +19,19 @@ use proa_sys::errno::words;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// The exit status of a guest that trapped: what a shell reports for `SIGABRT`.
 const TRAPPED: i32 = 134;
+/// The exit status of a guest that used up its instructions: what a shell reports for `SIGXCPU`.
+const OUT_OF_FUEL: i32 = 128 + nix::libc::SIGXCPU;
+/// The exit status of a guest that could not be started.
+const FAILED: i32 = 1;
 /// As many bytes of a file as tell its kind.
 const HEAD: usize = 64;
-/// The most pages a 32-bit memory can have.
-const PAGES_MAX: u64 = 65536;
 
 /// Executes a module in WasmEdge, and Linux programs natively: in a pod that is marked for Wasm, sidecars are marked too.
 #[derive(Default)]
@@ -43,6 +50,7 @@ enum Target {
 struct Module {
     file: File,
     library: Library,
+    progress: Progress,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
 }
@@ -68,25 +76,76 @@ impl WasmHandler {
     }
 
     fn look(&self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Target, Error> {
+        let mut progress = Progress::start(guest)?;
         let file = find(guest, rootfs)?;
         let refuse = |cause| Error::Module {
             path: guest.args[0].clone(),
             cause,
         };
-        match inspect(&file, guest.memory_limit).map_err(refuse)? {
-            Kind::Program => Ok(Target::Program(NativeHandler::new())),
+        let kind = inspect(&file, &Bounds::of(guest)).map_err(refuse)?;
+        progress.is_over(Phase::Find);
+        match kind {
+            Kind::Program => {
+                progress.page.clear();
+                Ok(Target::Program(NativeHandler::new()))
+            }
             Kind::Module => {
-                let library = engine::load(self.engine_dir.as_deref())?;
+                let library = engine::load(self.engine_dir.as_deref(), engine::Use::Run)?;
                 names::fix(network::asks_nameservers(guest))?;
                 let plugins = guest.policy.as_ref().map_or(&[][..], |policy| &policy.plugins);
                 engine::load_plugins(&library, plugins)?;
+                progress.page.engine(&format!("WasmEdge {}", library.version()));
+                progress.is_over(Phase::Engine);
                 Ok(Target::Module(Box::new(Module {
                     file,
                     library,
+                    progress,
                     strings: None,
                 })))
             }
         }
+    }
+}
+
+/// How far the start has come, for the status page and the log.
+struct Progress {
+    page: &'static Page,
+    since: Instant,
+}
+
+impl Progress {
+    /// Maps the page that the parent has made for the guest, if it has.
+    fn start(guest: &Guest) -> Result<Self, Error> {
+        let failed = |errno: Errno| Error::Status(words(errno));
+        let file = guest.status.map(proa_sys::fd::inherit).transpose().map_err(failed)?;
+        let page = Page::map(file.as_ref().map(AsFd::as_fd)).map_err(failed)?;
+        Ok(Self {
+            page: Box::leak(Box::new(page)),
+            since: Instant::now(),
+        })
+    }
+
+    /// Notes that a phase is over, and that the next begins.
+    fn is_over(&mut self, phase: Phase) {
+        let now = Instant::now();
+        let microseconds = now.duration_since(self.since).as_micros() as u64;
+        self.page.phase(phase, microseconds);
+        tracing::debug!("wasm: {}: {microseconds} µs", phase.name());
+        self.since = now;
+    }
+
+    /// What is read of a running guest.
+    fn sample(&self, gauge: &'static Gauge) -> Sample {
+        let since = self.since;
+        Box::new(move |page| {
+            page.phase(Phase::Run, since.elapsed().as_micros() as u64);
+            if let Some(pages) = gauge.pages() {
+                page.pages(pages);
+            }
+            if let Some(instructions) = gauge.instructions() {
+                page.instructions(instructions);
+            }
+        })
     }
 }
 
@@ -119,7 +178,11 @@ impl Handler for WasmHandler {
             Some(Target::Program(native)) => native.run(guest, started),
             Some(Target::Module(module)) => match execute(module, guest, started) {
                 Ok(status) => process::exit_now(status),
-                Err(error) => error,
+                Err(error) => {
+                    let text = error.to_string();
+                    module.progress.page.ended(Ended::Failed, FAILED, &[text.as_bytes()]);
+                    error
+                }
             },
             None => unprepared(guest),
         }
@@ -149,13 +212,13 @@ fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
 }
 
 /// Says what the file is, and refuses what can't be run.
-fn inspect(file: &File, memory_limit: Option<u64>) -> Result<Kind, Refusal> {
+fn inspect(file: &File, bounds: &Bounds) -> Result<Kind, Refusal> {
     let size = file.metadata().map_err(Refusal::Read)?.len();
     let mut head = [0; HEAD];
     let length = read_head(file, &mut head).map_err(Refusal::Read)?;
     let kind = module::kind(&head[..length])?;
     if kind == Kind::Module {
-        module::survey(file, size)?.check(memory_limit)?;
+        bounds.check(&module::survey(file, size)?, file)?;
     }
     Ok(kind)
 }
@@ -210,39 +273,81 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         Some(strings) => strings,
         None => strings(guest)?,
     };
-    process::take_signals().map_err(|errno| refuse(Refusal::Read(errno.into())))?;
+    let progress = &mut module.progress;
+    // The wait for `start` is nobody's phase.
+    progress.since = Instant::now();
+    let (bounds, limits) = (Bounds::of(guest), limits(guest));
 
-    let (bytes, survey) = read(&mut module.file, guest.memory_limit).map_err(refuse)?;
-    let mut machine = Machine::new(&module.library, pages(guest.memory_limit)).map_err(|f| failed("set-up", f))?;
+    let Prepared { bytes, survey } = read(&mut module.file, &bounds).map_err(refuse)?;
+    progress.is_over(Phase::Read);
+    let pages = bounds.pages(&survey);
+    let mut machine = Machine::new(&module.library, pages, counting(guest)).map_err(|f| failed("set-up", f))?;
+    progress.page.most_pages(pages.unwrap_or_default().into());
+    progress.page.code(Code::Interpreted);
     machine.load(&bytes).map_err(|f| failed("load", f))?;
     drop(bytes);
+    progress.is_over(Phase::Load);
     machine.validate().map_err(|f| failed("validation", f))?;
+    progress.is_over(Phase::Validate);
     if !survey.start_section {
         machine
             .instantiate()
             .map_err(|f| failed("instantiation", explain(f, &survey)))?;
+        progress.is_over(Phase::Instantiate);
     }
+
     strings.files.enforce()?;
     network::enforce(guest)?;
+    let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
+        .map_err(|errno| Error::Watch(words(errno)))?;
+    watch.observe();
     started();
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     process::close_on_exec_now();
     machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
-    if survey.start_section {
-        // Guest code runs in this step already.
-        if let Err(failure) = machine.instantiate() {
-            return Ok(trap(&failure, path));
+    watch.start();
+    // Guest code runs in a start section already.
+    let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();
+    let end = ended.unwrap_or_else(|| machine.execute("_start"));
+    watch.look();
+    Ok(finish(end, progress.page, &limits, path))
+}
+
+/// Notes how the guest ended, says on its stderr what stopped it, and returns the exit status.
+fn finish(end: End, page: &Page, limits: &Limits, path: &str) -> i32 {
+    let (how, status, kind, detail) = match end {
+        End::Exit(code) => {
+            // As exit(3) has it.
+            let status = (code & 0xff) as i32;
+            page.ended(Ended::Exit, status, &[]);
+            return status;
         }
+        End::Trap(failure) => (Ended::Trap, TRAPPED, "trap", format!("{} in {path}", failure.message)),
+        End::OutOfFuel => {
+            let fuel = limits.fuel.unwrap_or_default();
+            let detail = format!("{fuel} instructions are used up in {path}");
+            (Ended::Fuel, OUT_OF_FUEL, "fuel", detail)
+        }
+    };
+    page.ended(how, status, &[detail.as_bytes()]);
+    // Nobody is left to be told if stderr is closed; the status says it too.
+    drop(std::io::stderr().write_all(format!("proa: wasm {kind}: {detail}\n").as_bytes()));
+    status
+}
+
+fn limits(guest: &Guest) -> Limits {
+    guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default()
+}
+
+fn counting(guest: &Guest) -> Counting {
+    Counting {
+        count: guest.policy.as_ref().is_some_and(|policy| policy.count_instructions),
+        limit: limits(guest).fuel,
     }
-    Ok(match machine.execute("_start") {
-        // As exit(3) has it.
-        End::Exit(code) => (code & 0xff) as i32,
-        End::Trap(failure) => trap(&failure, path),
-    })
 }
 
 /// Reads the module through the descriptor that `prepare` opened. It may have changed since: it is looked at again.
-fn read(file: &mut File, memory_limit: Option<u64>) -> Result<(Vec<u8>, Survey), Refusal> {
+fn read(file: &mut File, bounds: &Bounds) -> Result<Prepared, Refusal> {
     let size = file.metadata().map_err(Refusal::Read)?.len();
     let capacity = u32::try_from(size).map_err(|_| Refusal::TooLarge(size))?;
     let mut bytes = Vec::with_capacity(capacity as usize);
@@ -251,15 +356,7 @@ fn read(file: &mut File, memory_limit: Option<u64>) -> Result<(Vec<u8>, Survey),
         .read_to_end(&mut bytes)
         .map_err(Refusal::Read)?;
     module::kind(&bytes[..bytes.len().min(HEAD)])?;
-    let survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
-    survey.check(memory_limit)?;
-    module::hide_aot(&mut bytes, &survey.aot);
-    Ok((bytes, survey))
-}
-
-/// The most pages of memory under a limit in bytes.
-fn pages(memory_limit: Option<u64>) -> Option<u32> {
-    memory_limit.map(|limit| (limit / module::PAGE).min(PAGES_MAX) as u32)
+    limits::prepare(bytes, bounds)
 }
 
 /// Adds what is known about a failed instantiation to the engine's few words: its log, which says more, is off.
@@ -275,14 +372,6 @@ fn explain(mut failure: Failure, survey: &Survey) -> Failure {
         _ => {}
     }
     failure
-}
-
-/// Says on the guest's stderr why it ended.
-fn trap(failure: &Failure, path: &str) -> i32 {
-    let line = format!("proa: wasm trap: {} in {path}\n", failure.message);
-    // Nobody is left to be told if stderr is closed; the status says it too.
-    drop(std::io::stderr().write_all(line.as_bytes()));
-    TRAPPED
 }
 
 fn unprepared(guest: &Guest) -> Error {

@@ -6,11 +6,14 @@ mod binding;
 #[cfg(feature = "engine")]
 mod calls;
 #[cfg(feature = "engine")]
-mod engine;
+pub mod engine;
 #[cfg(feature = "engine")]
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
+mod limits;
+#[cfg(feature = "engine")]
+pub mod loader_cache;
 pub mod module;
 #[cfg(feature = "engine")]
 mod names;
@@ -19,6 +22,10 @@ mod network;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
+#[cfg(feature = "engine")]
+pub mod stand_in;
+#[cfg(feature = "engine")]
+mod watch;
 
 #[cfg(feature = "engine")]
 pub use engine::EngineError;

@@ -1,5 +1,7 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
+mod guest;
+mod load;
 mod policy;
 mod programs;
 
@@ -50,10 +52,16 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), policy::tests(), programs::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        tests(),
+        guest::tests(),
+        load::tests(),
+        policy::tests(),
+        programs::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 const HELLO: &str = r#"

@@ -107,8 +107,12 @@ impl Report {
         }
     }
 
-    /// A guest runs in this process from now on: end of file tells whoever waits.
+    /// A guest runs in this process from now on: end of file tells whoever waits. What was logged until then goes before;
+    /// if nobody takes it, the guest runs all the same.
     pub fn started(&mut self) {
+        if let Err(error) = self.flush() {
+            complain(&format!("proa: {error}\n"));
+        }
         self.0 = None;
     }
 
