@@ -298,6 +298,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
 
     strings.files.enforce()?;
     network::enforce(guest)?;
+    // Its thread inherits what holds for this one.
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
     watch.observe();

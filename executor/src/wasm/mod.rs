@@ -11,6 +11,7 @@ pub mod engine;
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
+#[cfg(feature = "engine")]
 mod limits;
 #[cfg(feature = "engine")]
 pub mod loader_cache;
