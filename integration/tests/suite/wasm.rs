@@ -2,7 +2,7 @@
 
 mod guest;
 mod load;
-mod policy;
+pub mod policy;
 mod programs;
 
 use std::fs;
