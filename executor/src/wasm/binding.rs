@@ -114,6 +114,13 @@ functions! {
         fn(*const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32) -> Object;
     wasi_init = c"WasmEdge_ModuleInstanceInitWASI":
         fn(Object, *const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32);
+    plugin_load = c"WasmEdge_PluginLoadFromPath": fn(*const c_char);
+    plugin_count = c"WasmEdge_PluginListPluginsLength": fn() -> u32;
+    plugin_list = c"WasmEdge_PluginListPlugins": fn(*mut RawString, u32) -> u32;
+    plugin_find = c"WasmEdge_PluginFind": fn(RawString) -> Object;
+    plugin_modules_count = c"WasmEdge_PluginListModuleLength": fn(Object) -> u32;
+    plugin_modules = c"WasmEdge_PluginListModule": fn(Object, *mut RawString, u32) -> u32;
+    plugin_create_module = c"WasmEdge_PluginCreateModule": fn(Object, RawString) -> Object;
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
     [optional] configure_run_mode = c"WasmEdge_ConfigureSetRunMode": fn(Object, c_int);
 }
@@ -232,6 +239,47 @@ impl Library {
         // SAFETY: takes nothing, returns nothing.
         unsafe { (library.functions.log_off)() };
         Ok(library)
+    }
+
+    /// Loads a plugin, whose modules every machine that is made from then on has, and says whether there is one in that file. It is
+    /// native code, and its initialisers are run.
+    pub fn load_plugin(&self, path: &CStr) -> bool {
+        // SAFETY: takes nothing, returns a number.
+        let before = unsafe { (self.functions.plugin_count)() };
+        // SAFETY: the path ends with a zero byte. What is loaded is a file that the administrator named, and that the caller
+        // has found to be nobody else's.
+        unsafe { (self.functions.plugin_load)(path.as_ptr()) };
+        // SAFETY: as above.
+        unsafe { (self.functions.plugin_count)() > before }
+    }
+
+    /// Makes an instance of each module of each plugin that is loaded.
+    fn plugin_modules(&self) -> Result<Vec<Object>, Failure> {
+        let functions = &self.functions;
+        let mut made = Vec::new();
+        // SAFETY: takes nothing, returns a number.
+        let count = unsafe { (functions.plugin_count)() };
+        // SAFETY: writes at most `count` strings, which are the library's own and live as long as the plugin does.
+        let plugins = unsafe { names(count, |to| (functions.plugin_list)(to, count)) };
+        for plugin in plugins {
+            // SAFETY: a string of the library; the plugin that it finds is never unloaded.
+            let plugin = unsafe { (functions.plugin_find)(plugin) };
+            // SAFETY: takes a plugin or null, returns a number.
+            let count = unsafe { (functions.plugin_modules_count)(plugin) };
+            // SAFETY: as for the plugins.
+            let modules = unsafe { names(count, |to| (functions.plugin_modules)(plugin, to, count)) };
+            for module in modules {
+                // SAFETY: a plugin, and the name of one of its modules.
+                let instance = unsafe { (functions.plugin_create_module)(plugin, module) };
+                if instance.is_null() {
+                    return Err(Failure {
+                        message: "WasmEdge_PluginCreateModule failed".to_owned(),
+                    });
+                }
+                made.push(instance);
+            }
+        }
+        Ok(made)
     }
 
     /// The library's version, like `0.17.1`.
@@ -358,8 +406,11 @@ impl<'library> Machine<'library> {
                 memory: AtomicPtr::new(null_mut()),
                 pages: functions.memory_pages,
             }));
-            self.library
-                .check((functions.executor_register)(self.executor, self.store, self.wasi))
+            for module in [self.wasi].into_iter().chain(self.library.plugin_modules()?) {
+                self.library
+                    .check((functions.executor_register)(self.executor, self.store, module))?;
+            }
+            Ok(())
         }
     }
 
@@ -498,6 +549,21 @@ fn name(text: &'static str) -> RawString {
         length: text.len() as u32,
         bytes: text.as_ptr().cast(),
     }
+}
+
+/// The strings that `list` writes to where it is told, `count` at most.
+///
+/// # Safety
+/// `list` writes no more than `count`, and returns how many there are.
+unsafe fn names(count: u32, list: impl FnOnce(*mut RawString) -> u32) -> Vec<RawString> {
+    let none = RawString {
+        length: 0,
+        bytes: null(),
+    };
+    let mut names = vec![none; count as usize];
+    let written = list(names.as_mut_ptr());
+    names.truncate(written as usize);
+    names
 }
 
 /// What went wrong in the last call of the dl family.

@@ -115,6 +115,7 @@ impl WasmHandler {
         progress.is_over(Phase::Find);
         let library = engine::load(engine_dir, engine::Use::Run)?;
         names::fix(network::asks_nameservers(guest))?;
+        engine::load_plugins(&library, policy.map_or(&[][..], |policy| &policy.plugins))?;
         progress.page.engine(&format!("WasmEdge {}", library.version()));
         progress.is_over(Phase::Engine);
         // Code that the image brings along is what its author wants to have run.
