@@ -6,7 +6,6 @@ use crate::launch::{self, ExecOptions};
 use crate::state::Action;
 use crate::wasm::Settings;
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
-use proa_executor::Hull;
 use std::path::PathBuf;
 
 /// liboci-cli's struct refuses what runc takes (`--env NAME` without `=`, a second `--cgroup`), and lacks `-c` and
@@ -108,12 +107,14 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
     })?;
     let config = container.config()?;
     check_cgroups(&args.cgroup)?;
-    let settings = match container.record.hull {
-        Hull::Wasm => globals.settings()?,
-        Hull::Native => Settings::default(),
+    let process = args.process(&config)?;
+    // A probe of a Linux program has no use for the file, and is not to fail for it.
+    let settings = match launch::may_be_module(process.args().as_deref().unwrap_or_default()) {
+        true => globals.settings()?,
+        false => Settings::default(),
     };
     let options = ExecOptions {
-        process: args.process(&config)?,
+        process,
         console_socket: absolute_option(args.console_socket)?,
         pid_file: absolute_option(args.pid_file)?,
         pidfd_socket: absolute_option(args.pidfd_socket)?,

@@ -189,7 +189,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     } = order;
     process::check_host(&plan.process)?;
-    let image = image::open(plan.hull)?;
+    let image = image::open_for(&mut plan.hull, &plan.process.guest)?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
@@ -245,7 +245,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     };
     making.rdt = plan.process.rdt.clone();
-    attendant
+    record.hull = attendant
         .until_created(&channel, early, &plan.process, image, || {
             run_parent_hooks(&plan.hooks, &record)
         })

@@ -6,11 +6,12 @@ use super::code::{CodeFacts, CodeUse, Compiled};
 use super::compile::Compiler;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
-use super::{engine, process};
+use super::{binfmt, engine, process};
 use crate::aot::{Digest, Hashing, Source};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::policy::Aot;
+use crate::recognise::{self, Evidence};
 use crate::{Error, Guest, Handler};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -19,7 +20,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -83,7 +84,11 @@ impl WasmHandler {
             let compiler = Compiler::prepare(task, engine_dir, source)?;
             return Ok(Target::Compiler(Box::new(compiler)));
         }
-        let file = find(guest, rootfs)?;
+        let file = match find(guest, rootfs) {
+            Ok(file) if unmarked_program(guest, &file) => return Ok(Target::Program(NativeHandler::new())),
+            Err(_) if guest.evidence != Evidence::Marked => return Ok(Target::Program(NativeHandler::new())),
+            found => found?,
+        };
         let refuse = |cause| Error::Module {
             path: guest.args[0].clone(),
             cause,
@@ -91,7 +96,7 @@ impl WasmHandler {
         let policy = guest.policy.as_deref();
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
         let began = Instant::now();
-        let Some((survey, digest)) = inspect(&file, guest.memory_limit, cache.is_some()).map_err(refuse)? else {
+        let Some((survey, digest)) = inspect(&file, guest, cache.is_some()).map_err(refuse)? else {
             return Ok(Target::Program(NativeHandler::new()));
         };
         let inspected_in = began.elapsed();
@@ -174,17 +179,40 @@ fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
     })
 }
 
+/// Whether the entrypoint is executed natively because nobody said that it is a module, and it is none; or it is one, and the
+/// kernel knows how to execute it. What can't be read is the kernel's matter, too.
+fn unmarked_program(guest: &Guest, file: &File) -> bool {
+    if guest.evidence == Evidence::Marked {
+        return false;
+    }
+    let mut magic = [0; module::MAGIC.len()];
+    if !read_head(file, &mut magic).is_ok_and(|length| magic[..length] == *module::MAGIC) {
+        return true;
+    }
+    let executable = file
+        .metadata()
+        .is_ok_and(|facts| facts.permissions().mode() & 0o111 != 0);
+    if guest.evidence == Evidence::Content || !executable {
+        return false;
+    }
+    let extension = guest.args[0].rsplit('.').next().unwrap_or_default();
+    let interpreter = binfmt::interpreter(extension);
+    if let Some(name) = &interpreter {
+        tracing::debug!(
+            "{}: left to the kernel, which has {name} for it (binfmt_misc)",
+            guest.args[0]
+        );
+    }
+    interpreter.is_some()
+}
+
 /// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of the very
 /// bytes that were looked at comes along, unless they can't be read in order.
-fn inspect(
-    file: &File,
-    memory_limit: Option<u64>,
-    identify: bool,
-) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
+fn inspect(file: &File, guest: &Guest, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
     let size = file.metadata().map_err(Refusal::Read)?.len();
     let mut head = [0; HEAD];
     let length = read_head(file, &mut head).map_err(Refusal::Read)?;
-    if module::kind(&head[..length])? == Kind::Program {
+    if kind(&guest.args[0], &head[..length])? == Kind::Program {
         return Ok(None);
     }
     let mut hashing = Hashing::new(file);
@@ -201,8 +229,16 @@ fn inspect(
         }
         other => (other?, None),
     };
-    survey.check(memory_limit)?;
+    survey.check(guest.memory_limit)?;
     Ok(Some((survey, digest)))
+}
+
+/// What the file is. Text can begin with anything: what is called `.wat` is taken for it.
+fn kind(name: &str, head: &[u8]) -> Result<Kind, Refusal> {
+    module::kind(head).map_err(|refusal| match refusal {
+        Refusal::Unknown(_) | Refusal::Empty if recognise::names_text(name) => Refusal::Text,
+        other => other,
+    })
 }
 
 fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
