@@ -1,7 +1,13 @@
-//! What the linker is to be told beyond what cargo knows.
+//! Has the Wasm hull export the calls that its engine is to make through it: `executor/src/wasm/calls.rs` and
+//! `executor/src/wasm/relative.rs`.
 
 fn main() {
-    // The Wasm hull's own getcwd(3) has to be found by the libraries that it loads: executor/src/wasm/relative.rs.
-    println!("cargo:rustc-link-arg-bin=proa-wasmedge=-Wl,--export-dynamic-symbol=getcwd");
     println!("cargo:rerun-if-changed=build.rs");
+    if std::env::var_os("CARGO_FEATURE_ENGINE").is_some() {
+        for call in [
+            "socket", "bind", "listen", "connect", "sendto", "sendmsg", "sendmmsg", "getcwd",
+        ] {
+            println!("cargo:rustc-link-arg-bin=proa-wasmedge=-Wl,--export-dynamic-symbol={call}");
+        }
+    }
 }

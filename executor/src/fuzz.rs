@@ -1,4 +1,4 @@
-//! The fuzz target of this crate, a library function so that a test can replay its corpus: what a file of any content is
+//! The fuzz targets of this crate, library functions so that tests can replay their corpora: what a file of any content is
 //! taken for, and which hull any annotations choose.
 
 use crate::recognise::{self, HANDLER, VARIANT};
@@ -57,16 +57,60 @@ fn recognise(data: &[u8]) {
     }
 }
 
+/// Looks at `data` as an engine's library, for which a stand-in of its compiler is made, and as the loader's cache.
+#[cfg(feature = "engine")]
+pub fn engine(data: &[u8]) {
+    use crate::wasm::{loader_cache, stand_in};
+    if let Some(path) = loader_cache::find(data, "libwasmedge.so.0") {
+        assert!(path.is_absolute() && path.as_os_str().len() < data.len());
+    }
+    match stand_in::derive(data) {
+        // A symbol is some 40 bytes and its name, an import's is in the data; names may overlap there.
+        Ok(all) => {
+            for one in all {
+                assert!(one.symbols > 0 && one.symbols * size_of::<[u64; 3]>() <= data.len());
+                assert!(one.image.len() <= (8 << 20) && one.image.starts_with(b"\x7fELF"));
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn the_corpus_is_replayed() {
-        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/wasm");
+    fn replay(corpus: &str, target: fn(&[u8])) {
+        let corpus = format!("{}/../fuzz/corpus/{corpus}", env!("CARGO_MANIFEST_DIR"));
         let mut count = 0;
-        for entry in std::fs::read_dir(corpus).unwrap() {
-            super::wasm(&std::fs::read(entry.unwrap().path()).unwrap());
+        for entry in std::fs::read_dir(&corpus).unwrap() {
+            target(&std::fs::read(entry.unwrap().path()).unwrap());
             count += 1;
         }
         assert!(count > 0, "{corpus} is empty");
+    }
+
+    #[test]
+    fn the_corpus_is_replayed() {
+        replay("wasm", super::wasm);
+    }
+
+    #[test]
+    #[cfg(feature = "engine")]
+    fn the_corpus_of_engines_is_replayed() {
+        replay("engine", super::engine);
+    }
+
+    /// Each byte wrong in turn, and ends too early.
+    #[test]
+    #[cfg(feature = "engine")]
+    fn a_damaged_engine_is_no_harm() {
+        let good = include_bytes!("../../fuzz/corpus/engine/imports.so");
+        for at in 0..good.len() {
+            let mut bytes = good.to_vec();
+            bytes[at] ^= 0xff;
+            super::engine(&bytes);
+            if at % 8 == 0 {
+                super::engine(&good[..at]);
+            }
+        }
     }
 }

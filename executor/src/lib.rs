@@ -11,6 +11,7 @@ pub mod locate;
 pub mod native;
 pub mod policy;
 pub mod recognise;
+pub mod status;
 pub mod wasm;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,8 @@ pub struct Guest {
     pub evidence: recognise::Evidence,
     /// What it may do if it is a WebAssembly module; a Linux program has none.
     pub policy: Option<Box<policy::Policy>>,
+    /// The number of an inherited descriptor of the file for its [`status::Page`], if somebody may want to read it.
+    pub status: Option<std::os::fd::RawFd>,
     /// The number of an inherited descriptor: the directory of compiled code, if it may be used.
     #[serde(default)]
     pub code: Option<RawFd>,
@@ -109,6 +112,28 @@ pub enum Error {
         path: String,
         /// Why.
         cause: wasm::Refusal,
+    },
+    /// The status page can't be mapped.
+    #[error("status page of the Wasm guest: {0}")]
+    Status(String),
+    /// The guest's signals and timers can't be set up.
+    #[error("signals and timers of the Wasm guest (timer_create, timer_settime, sigaction): {0}")]
+    Watch(String),
+    /// A directory can't be given to a WebAssembly guest.
+    #[error("preopened directory {directory}: {problem}", directory = directory.display())]
+    Preopen {
+        /// The directory, in the container.
+        directory: std::path::PathBuf,
+        /// Why not.
+        problem: String,
+    },
+    /// The kernel can't be made to hold a WebAssembly guest to its policy.
+    #[error("{policy} can't be enforced: {problem}")]
+    Unenforceable {
+        /// What of the policy, as its annotation is called.
+        policy: &'static str,
+        /// Why not.
+        problem: String,
     },
     /// There is no usable engine.
     #[cfg(feature = "engine")]

@@ -3,10 +3,11 @@
 //! | what | looked for, first match counts |
 //! |---|---|
 //! | `proa-wasmedge` | beside proa; `../lib/proa/`; `../libexec/proa/` |
-//! | a private engine prefix | `PROA_ENGINE_DIR`; `../lib/proa/engine`; `../engine/current` |
+//! | the engine | `PROA_ENGINE_DIR`; `wasm.engine-dir` of the configuration file; `../lib/proa/engine`; `../engine/current` |
 //!
-//! A prefix with its own dynamic loader (`ld.so`) starts the hull through that loader, so that an engine built for a newer
-//! C library runs on an older system. Without a prefix the hull starts as it is and the system's loader finds the engine.
+//! A directory with its own dynamic loader (`ld.so`) is a private prefix: it starts the hull through that loader, so that an
+//! engine built for a newer C library runs on an older system. Without one the hull starts as it is, and without a directory
+//! the system's loader finds the engine.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ const HULL: &str = "proa-wasmedge";
 /// The dynamic loader of a private prefix, by a name that is the same on every architecture.
 const LOADER: &str = "ld.so";
 
-/// An argument of an init image.
+/// An argument of an init image, or the value of a variable of its environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Argument {
     /// As it stands.
@@ -36,8 +37,8 @@ pub struct Image {
     pub program: PathBuf,
     /// argv, up to init's own arguments.
     pub args: Vec<Argument>,
-    /// `NAME=value` for the hull itself; nothing of the caller's environment (`LD_PRELOAD`) gets there.
-    pub env: Vec<OsString>,
+    /// The environment of the hull itself, by name; nothing of the caller's environment (`LD_PRELOAD`) gets there.
+    pub env: Vec<(&'static str, Argument)>,
 }
 
 /// Why there is no image.
@@ -54,13 +55,14 @@ pub enum Error {
     Exe(std::io::Error),
 }
 
-/// How to start the Wasm hull that belongs to this executable.
-pub fn wasm_hull() -> Result<Image, Error> {
+/// How to start the Wasm hull that belongs to this executable. `configured` is the engine's directory by the configuration
+/// file; what this process's environment says comes first.
+pub fn wasm_hull(configured: Option<&Path>) -> Result<Image, Error> {
     let exe = std::env::current_exe().map_err(Error::Exe)?;
     let dir = std::env::var_os(ENGINE_DIR)
         .filter(|dir| !dir.is_empty())
         .map(PathBuf::from);
-    locate(&exe, dir.as_deref(), Path::exists)
+    locate(&exe, dir.as_deref().or(configured), Path::exists)
 }
 
 fn locate(exe: &Path, engine_dir: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Result<Image, Error> {
@@ -94,19 +96,16 @@ fn locate(exe: &Path, engine_dir: Option<&Path>, exists: impl Fn(&Path) -> bool)
                 text("init"),
             ],
             program: loader,
-            env: Vec::new(),
+            env: vec![(ENGINE_DIR, Argument::Opened(prefix.clone()))],
         });
     }
-    let named = |dir: &Path| {
-        [ENGINE_DIR.as_ref(), "=".as_ref(), dir.as_os_str()]
-            .iter()
-            .copied()
-            .collect()
-    };
     Ok(Image {
         program: hull.clone(),
         args: vec![text(HULL), text("init")],
-        env: engine_dir.map(named).into_iter().collect(),
+        env: engine_dir
+            .map(|dir| (ENGINE_DIR, Argument::Text(dir.into())))
+            .into_iter()
+            .collect(),
     })
 }
 
@@ -158,6 +157,8 @@ mod tests {
             text("init"),
         ];
         assert_eq!(image.args, args);
+        let prefix = Argument::Opened("/usr/lib/proa/engine".into());
+        assert_eq!(image.env, [("PROA_ENGINE_DIR", prefix)]);
     }
 
     #[test]
@@ -170,7 +171,7 @@ mod tests {
         // Without a loader of its own it is the hull's matter.
         let image = locate_with(Some("/f"), &present).unwrap();
         assert_eq!(image.program, Path::new("/usr/bin/proa-wasmedge"));
-        assert_eq!(image.env, ["PROA_ENGINE_DIR=/f"]);
+        assert_eq!(image.env, [("PROA_ENGINE_DIR", Argument::Text("/f".into()))]);
     }
 
     #[test]

@@ -252,6 +252,7 @@ mod tests {
         fs::write(&garbage, "\x7fELFgarbage").unwrap();
         let guest = Guest {
             policy: None,
+            status: None,
             args: vec![garbage.clone()],
             cwd: "/".to_owned(),
             ..Guest::default()

@@ -1,6 +1,9 @@
 //! What a Wasm guest may do and use, as plain data: resolved by the caller from the administrator's configuration file and
 //! the container's annotations, and handed to the [`crate::Handler`] with the guest.
 
+pub mod rule;
+
+pub use rule::{Network, Rule};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +29,14 @@ pub struct Policy {
     pub plugins: Vec<PathBuf>,
     /// Whether executed instructions are counted, which takes time.
     pub count_instructions: bool,
+}
+
+impl Policy {
+    /// Whether instructions are counted, be it to bound them: code compiled ahead of time counts none unless it was compiled
+    /// to do so.
+    pub fn counts(&self) -> bool {
+        self.count_instructions || self.limits.fuel.is_some()
+    }
 }
 
 /// When code compiled ahead of time is used and made.
@@ -65,6 +76,8 @@ pub struct Limits {
 pub struct Files {
     /// The directories that follow from the bundle.
     pub preopens: Preopens,
+    /// The widest that the administrator allows: what is named one by one has to lie in what this gives.
+    pub ceiling: Preopens,
     /// Those that were named one by one.
     pub named: Vec<Preopen>,
     /// The destinations of the bundle's mounts, for [`Preopens::Mounts`], and whether each is read-only.
@@ -93,15 +106,4 @@ pub struct Preopen {
     pub guest: String,
     /// Whether nothing may be written there.
     pub read_only: bool,
-}
-
-/// What the guest's sockets may do. Each list of rules comes from one authority (the file, an annotation); something is
-/// allowed if every list that there is allows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Network {
-    /// Local addresses to bind and listen on.
-    pub listen: Vec<Vec<String>>,
-    /// Remote addresses to connect and send to.
-    pub connect: Vec<Vec<String>>,
 }

@@ -196,7 +196,7 @@ static int notify_agent(const char *where)
 
 /*
  * Runs a program as on a kernel that lacks some system calls: "probe mask clone3,openat2 PROGRAM ARGS...". Two names are of
- * arguments: "setns-many" (several namespaces at once, by a pidfd), "memfd-exec" (MFD_EXEC).
+ * arguments: "setns-many" (several namespaces at once, by a pidfd), "memfd-exec" (MFD_EXEC, MFD_NOEXEC_SEAL).
  */
 static int mask(char *names, char **program)
 {
@@ -236,7 +236,7 @@ static int mask(char *names, char **program)
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_memfd_create, 0, 3),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
-		BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, 0x10, 0, 1),
+		BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, 0x18, 0, 1),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EINVAL),
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
 	};

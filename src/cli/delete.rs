@@ -14,11 +14,16 @@ pub(super) fn run(globals: &Globals, args: liboci_cli::Delete) -> Result<u8, Err
         }
         other => other?,
     };
+    let ended = !locked.alive();
     if force {
         // Even if init has ended: without a pid namespace of its own, there may be others left.
         locked.kill()?;
     } else if locked.require(Action::Delete)? != Status::Stopped {
         locked.kill()?;
+    }
+    if ended {
+        // Nobody else may have seen it; without a log of its own the container's stderr has said it.
+        launch::log_ending(&locked);
     }
     remove(locked)?;
     Ok(0)

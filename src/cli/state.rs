@@ -3,6 +3,7 @@
 use super::{Error, Globals, print};
 use crate::state::{Container, Status};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,7 +19,7 @@ pub(super) struct View<'a> {
     rootfs: &'a Path,
     pub created: &'a str,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    annotations: BTreeMap<&'a str, &'a str>,
+    annotations: BTreeMap<&'a str, Cow<'a, str>>,
     pub owner: String,
 }
 
@@ -27,6 +28,21 @@ impl<'a> View<'a> {
     pub fn new(container: &'a Container, owner: String) -> Self {
         let record = &container.record;
         let status = container.status();
+        let annotations = record.annotations.iter();
+        let mut annotations: BTreeMap<_, _> = annotations
+            .map(|(key, value)| (key.as_str(), Cow::Borrowed(value.as_str())))
+            .collect();
+        if status == Status::Stopped {
+            match container.ending() {
+                Ok(Some(ending)) => {
+                    let ending = ending.annotations().into_iter();
+                    annotations.extend(ending.map(|(key, value)| (key, Cow::Owned(value))));
+                }
+                Ok(None) => {}
+                // The state is asked for all the same.
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
         Self {
             oci_version: &record.oci_version,
             id: &record.id,
@@ -35,11 +51,7 @@ impl<'a> View<'a> {
             bundle: &record.bundle,
             rootfs: &record.rootfs,
             created: &record.created,
-            annotations: record
-                .annotations
-                .iter()
-                .map(|(key, value)| (key.as_str(), value.as_str()))
-                .collect(),
+            annotations,
             owner,
         }
     }

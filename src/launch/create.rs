@@ -24,6 +24,7 @@ use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Hook, Hooks};
+use proa_executor::Hull;
 use proa_sys::clone::Child;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -189,7 +190,11 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     } = order;
     process::check_host(&plan.process)?;
-    let image = image::open_for(&mut plan.hull, &plan.process.guest)?;
+    let image = image::open_for(
+        &mut plan.hull,
+        &plan.process.guest,
+        options.settings.wasm.engine_dir.as_deref(),
+    )?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
@@ -214,6 +219,11 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     making.poststop = (!poststop.is_empty()).then(|| (poststop, record.clone()));
     making.mounts = record.shared_root.clone();
     let sources = rootfs::open_sources(&mut plan.rootfs)?;
+    let page = match plan.hull {
+        Hull::Wasm => Some(OwnedFd::from(reservation.make_guest_page()?)),
+        Hull::Native => None,
+    };
+    plan.process.guest.status = page.as_ref().map(AsRawFd::as_raw_fd);
     let request = Spawning {
         console: offer.for_init.as_ref(),
         start: socket.as_ref(),
@@ -222,6 +232,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         filter: filter.as_ref(),
         lock: reservation.lock_number(),
         sources: &sources,
+        page: page.as_ref(),
     };
     let (init, channel, early) = request
         .spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)
@@ -309,6 +320,7 @@ struct Spawning<'a> {
     filter: Option<&'a Filter>,
     lock: Option<RawFd>,
     sources: &'a Sources,
+    page: Option<&'a OwnedFd>,
 }
 
 /// What the parent has to do for a new process before that may go on.
@@ -393,7 +405,7 @@ impl Spawning<'_> {
         let number = |fd: &OwnedFd| fd.as_raw_fd();
         let mut inherit: Vec<RawFd> = self.sources.inherited().collect();
         inherit.extend(joins.iter().map(|(_, fd)| number(fd)));
-        inherit.extend(self.console.into_iter().chain(self.start).map(number));
+        inherit.extend(self.console.into_iter().chain(self.start).chain(self.page).map(number));
         inherit.extend(3..3 + self.preserve as RawFd);
         inherit.extend(self.inherit);
         let new = plan.cloned_namespaces();

@@ -64,7 +64,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         preserve,
         cache: cache.as_ref(),
     };
-    let image = image::open_for(&mut hull, &plan.guest)?;
+    let image = image::open_for(&mut hull, &plan.guest, options.settings.wasm.engine_dir.as_deref())?;
     let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = request.attendant(child.pid);
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;

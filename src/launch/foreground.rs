@@ -57,6 +57,7 @@ pub fn delete(store: &Store, record: &state::Record) -> Result<bool, Error> {
     if (locked.record.pid, locked.record.start_time) != (record.pid, record.start_time) {
         return Ok(false);
     }
+    super::log_ending(&locked);
     locked.destroy()?;
     Ok(true)
 }

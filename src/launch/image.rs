@@ -64,19 +64,19 @@ pub enum Error {
 
 /// Opens the init image of `hull` for `guest`. Where there is no Wasm hull, an entrypoint that nobody said to be a module is
 /// the kernel's matter, and `hull` becomes the native one.
-pub fn open_for(hull: &mut Hull, guest: &Guest) -> Result<Image, Error> {
-    match open(*hull) {
+pub fn open_for(hull: &mut Hull, guest: &Guest, engine_dir: Option<&Path>) -> Result<Image, Error> {
+    match open(*hull, engine_dir) {
         Err(Error::Locate(error @ locate::Error::NotFound { .. })) if guest.evidence != Evidence::Marked => {
             tracing::debug!("{error}; {} is executed natively", guest.args[0]);
             *hull = Hull::Native;
-            open(*hull)
+            open(*hull, engine_dir)
         }
         opened => opened,
     }
 }
 
-/// Opens the init image of `hull`.
-pub fn open(hull: Hull) -> Result<Image, Error> {
+/// Opens the init image of `hull`; `engine_dir` is where the configuration file says that the engine is.
+pub fn open(hull: Hull, engine_dir: Option<&Path>) -> Result<Image, Error> {
     match hull {
         Hull::Native => {
             let (program, mount) = protect(Path::new("/proc/self/exe"))?;
@@ -89,30 +89,49 @@ pub fn open(hull: Hull) -> Result<Image, Error> {
             })
         }
         Hull::Wasm => {
-            let found = locate::wasm_hull()?;
+            let found = locate::wasm_hull(engine_dir)?;
             let (program, mount) = protect(&found.program)?;
-            let mut opened = Vec::new();
-            let mut argv = Vec::new();
-            for argument in found.args {
-                argv.push(match argument {
-                    Argument::Text(text) => c_string(text)?,
-                    Argument::Opened(path) => {
-                        let file = open_path(&path)?;
-                        let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-                        opened.push(file);
-                        c_string(name.into())?
-                    }
-                });
-            }
-            let env = found.env.into_iter().map(c_string).collect::<Result<_, _>>()?;
+            let mut opened = Opened::default();
+            let argv = found.args.into_iter().map(|argument| c_string(opened.text(argument)?));
+            let argv = argv.collect::<Result<_, Error>>()?;
+            let env = found.env.into_iter().map(|(name, value)| {
+                let mut entry = OsString::from(name);
+                entry.push("=");
+                entry.push(opened.text(value)?);
+                c_string(entry)
+            });
             Ok(Image {
                 program,
                 argv,
-                opened,
-                env,
+                env: env.collect::<Result<_, _>>()?,
+                opened: opened.0.into_iter().map(|(_, file)| file).collect(),
                 _mount: mount,
             })
         }
+    }
+}
+
+/// What was opened for an image, each file once.
+#[derive(Default)]
+struct Opened(Vec<(PathBuf, OwnedFd)>);
+
+impl Opened {
+    fn text(&mut self, argument: Argument) -> Result<OsString, Error> {
+        let path = match argument {
+            Argument::Text(text) => return Ok(text),
+            Argument::Opened(path) => path,
+        };
+        let known = self.0.iter().find(|(known, _)| *known == path);
+        let number = match known.map(|(_, file)| file.as_raw_fd()) {
+            Some(number) => number,
+            None => {
+                let file = open_path(&path)?;
+                let number = file.as_raw_fd();
+                self.0.push((path, file));
+                number
+            }
+        };
+        Ok(format!("/proc/self/fd/{number}").into())
     }
 }
 

@@ -302,3 +302,15 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
 pub fn poststop(config: &Config, record: &crate::state::Record) {
     start::poststop(config, record);
 }
+
+/// Logs what stopped the guest of a Wasm container that has ended. What the guest's process has said itself, on the stderr
+/// that may be the log's as well, is only told to a log of its own.
+pub fn log_ending(container: &Container) {
+    match container.ending() {
+        Ok(Some(ending)) if ending.is_stopped() && (crate::logging::to_file() || ending.how == "oom") => {
+            tracing::warn!("container {}: the Wasm guest was stopped: {ending}", container.id());
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!("{error}"),
+    }
+}

@@ -24,6 +24,9 @@ const CONFIG: &str = "config.json";
 /// The socket on which init listens until it is started.
 pub const START_SOCKET: &str = "start.sock";
 
+/// The page on which a Wasm container's first process tells of its guest.
+pub(super) const GUEST: &str = "guest.page";
+
 /// How long a process may take to die of SIGKILL: as long as runc gives it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -101,10 +104,25 @@ impl Reservation {
         Ok(fd)
     }
 
+    /// Makes the file of a Wasm guest's status page, for init to inherit.
+    pub fn make_guest_page(&self) -> Result<File, Error> {
+        let path = self.dir.join(GUEST);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(Error::file("open", &path))?;
+        file.set_len(proa_executor::status::SIZE as u64)
+            .map_err(Error::file("ftruncate", &path))?;
+        Ok(file)
+    }
+
     /// Removes the directory without opening it once more: it may have failed for want of descriptors.
     fn remove_files(&self) -> std::io::Result<()> {
         if let Some(lock) = &self.lock {
-            for name in [RECORD, CONFIG, START_SOCKET] {
+            for name in [RECORD, CONFIG, START_SOCKET, GUEST] {
                 match rustix::fs::unlinkat(lock.file(), name, rustix::fs::AtFlags::empty()) {
                     Ok(()) | Err(rustix::io::Errno::NOENT) => {}
                     Err(errno) => return Err(errno.into()),

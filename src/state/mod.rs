@@ -1,6 +1,6 @@
 //! What proa remembers of a container, under `--root` (default `/run/proa`): one directory a container, with
-//! `state.json` (written atomically), `config.json` (the bundle's as it was at create, with the limits as updated since)
-//! and `start.sock` (on which init listens until it is started).
+//! `state.json` (written atomically), `config.json` (the bundle's as it was at create, with the limits as updated since),
+//! `start.sock` (on which init listens until it is started) and, of a Wasm container, `guest.page` ([`guest`]).
 //!
 //! ```text
 //!   mkdir(2) is the reservation of an id        flock(2) of the directory is the lock of a container
@@ -16,6 +16,7 @@
 //! a killed `create` left behind.
 
 mod container;
+pub mod guest;
 mod lock;
 pub mod process;
 mod status;

@@ -6,7 +6,7 @@
 
 use super::settings::{Settings, Wasm};
 use super::units;
-use proa_executor::policy::{Aot, Files, Limits, Network, Policy, Preopen, Preopens};
+use proa_executor::policy::{Aot, Files, Limits, Network, Policy, Preopen, Preopens, Rule};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
@@ -102,6 +102,7 @@ fn from_file(wasm: &Wasm, mounts: Vec<(PathBuf, bool)>) -> Policy {
         },
         files: Files {
             preopens: wasm.files.preopens,
+            ceiling: wasm.files.preopens,
             named: Vec::new(),
             mounts,
         },
@@ -145,8 +146,8 @@ fn apply(policy: &mut Policy, wasm: &Wasm, name: &str, value: &str) -> Result<()
             policy.files.preopens = policy.files.preopens.max(preopens);
         }
         "preopen" => policy.files.named = list(value).map(preopen).collect::<Result<_, _>>()?,
-        "listen" => policy.network.listen.push(list(value).map(str::to_owned).collect()),
-        "connect" => policy.network.connect.push(list(value).map(str::to_owned).collect()),
+        "listen" => policy.network.listen.push(rules(value, true)?),
+        "connect" => policy.network.connect.push(rules(value, false)?),
         "plugins" => {
             for path in list(value).map(PathBuf::from) {
                 if !wasm.plugins.allow.contains(&path) {
@@ -187,6 +188,10 @@ fn number<T: std::str::FromStr>(value: &str) -> Result<T, String> {
 
 fn list(value: &str) -> impl Iterator<Item = &str> {
     value.split(',').map(str::trim).filter(|one| !one.is_empty())
+}
+
+fn rules(value: &str, listen: bool) -> Result<Vec<Rule>, String> {
+    units::rules(list(value), listen)
 }
 
 /// `DIRECTORY[:GUEST][:ro]`
@@ -250,7 +255,8 @@ mod tests {
         let named = &policy.files.named;
         assert_eq!((named[0].guest.as_str(), named[0].read_only), ("/d", true));
         assert_eq!((named[1].guest.as_str(), named[1].read_only), ("/tmp", false));
-        assert_eq!(policy.network.connect, [Vec::<String>::new()]);
+        assert_eq!(policy.network.connect, [vec![]]);
+        assert_eq!(policy.network.listen, [vec!["tcp:*:80".parse().unwrap()]]);
         assert_eq!(policy.plugins, [PathBuf::from("/p.so")]);
     }
 
@@ -260,7 +266,7 @@ mod tests {
         settings.wasm.limits.deadline = Some(Duration::from_secs(10));
         settings.wasm.limits.pages = Some(100);
         settings.wasm.files.preopens = Preopens::Mounts;
-        settings.wasm.network.connect = Some(vec!["tcp:*:443".into()]);
+        settings.wasm.network.connect = Some(vec!["tcp:*:443".parse().unwrap()]);
         let given = [
             ("deadline", "60s"),
             ("pages", "50"),
@@ -282,6 +288,9 @@ mod tests {
             ("aot", "sometimes"),
             ("preopen", "data"),
             ("preopen", "/a/../b"),
+            ("listen", "tcp:80"),
+            ("listen", "dns"),
+            ("connect", "tcp:*:80,localhost:80"),
             ("plugins", "/p.so"),
             ("deadline", ""),
         ] {

@@ -5,7 +5,7 @@
 
 use super::units;
 use crate::host;
-use proa_executor::policy::{Aot, Preopens};
+use proa_executor::policy::{Aot, Preopens, Rule};
 use proa_executor::recognise::Detect;
 use rustix::fs::OFlags;
 use serde::{Deserialize, Deserializer};
@@ -157,9 +157,11 @@ pub struct FileSettings {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NetworkSettings {
     /// Local addresses to bind and listen on.
-    pub listen: Option<Vec<String>>,
+    #[serde(deserialize_with = "listen_rules")]
+    pub listen: Option<Vec<Rule>>,
     /// Remote addresses to connect and send to.
-    pub connect: Option<Vec<String>>,
+    #[serde(deserialize_with = "connect_rules")]
+    pub connect: Option<Vec<Rule>>,
 }
 
 /// `[wasm.plugins]`.
@@ -254,6 +256,20 @@ fn optional_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::
     units::bytes(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
+fn listen_rules<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Rule>>, D::Error> {
+    optional_rules(from, true)
+}
+
+fn connect_rules<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<Rule>>, D::Error> {
+    optional_rules(from, false)
+}
+
+fn optional_rules<'de, D: Deserializer<'de>>(from: D, listen: bool) -> Result<Option<Vec<Rule>>, D::Error> {
+    let texts = Vec::<String>::deserialize(from)?;
+    let rules = units::rules(texts.iter().map(String::as_str), listen);
+    rules.map(Some).map_err(serde::de::Error::custom)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,6 +329,8 @@ mod tests {
             ("[wasm]\ndetect = \"maybe\"", "maybe"),
             ("[wasm.limits]\ndeadline = \"soon\"", "soon"),
             ("[wasm.aot]\ncache = \"aot\"", "wasm.aot.cache"),
+            ("[wasm.network]\nconnect = [\"tcp:here:80\"]", "tcp:here:80"),
+            ("[wasm.network]\nlisten = [\"dns\"]", "listen"),
             ("[wasm", "1"),
         ];
         for (text, named) in cases {

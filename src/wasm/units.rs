@@ -1,5 +1,6 @@
-//! Durations and sizes as people write them.
+//! Durations, sizes and rules as people write them.
 
+use proa_executor::policy::Rule;
 use std::time::Duration;
 
 /// `5s`, `250ms`, `2m`, `1h`; a bare number counts seconds. The error says what was expected.
@@ -36,6 +37,20 @@ pub fn bytes(text: &str) -> Result<u64, String> {
         _ => return Err(malformed()),
     };
     number.checked_mul(1 << shift).ok_or_else(malformed)
+}
+
+/// Rules of what sockets may do; `listen` tells which direction they are for.
+pub fn rules<'a>(texts: impl Iterator<Item = &'a str>, listen: bool) -> Result<Vec<Rule>, String> {
+    let rules: Vec<Rule> = texts
+        .map(|text| {
+            text.parse()
+                .map_err(|error: proa_executor::policy::rule::Error| error.to_string())
+        })
+        .collect::<Result<_, _>>()?;
+    match listen && rules.contains(&Rule::Nameservers) {
+        true => Err("\"dns\": names are asked, which is for connect and not for listen".to_owned()),
+        false => Ok(rules),
+    }
 }
 
 fn split(text: &str) -> (&str, &str) {

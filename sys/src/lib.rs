@@ -9,10 +9,12 @@ pub mod clone;
 pub mod errno;
 pub mod exec;
 pub mod fd;
+pub mod mapped;
 pub mod memory;
 pub mod mount;
 pub mod net;
 pub mod security;
+pub mod shared;
 pub mod signal;
 
 /// The error of a raw system call.

@@ -1,5 +1,6 @@
 //! mount_setattr(2) and the parts of the new mount API that rustix lacks.
 
+use crate::errno::Raw;
 use crate::{Errno, Result};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -43,6 +44,16 @@ pub fn mount_setattr(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attrib
         )
     };
     Errno::result(result).map(drop)
+}
+
+/// Whether the directory `fd` is the root of a mount (Linux 5.8; `ENOSYS` before that).
+pub fn is_mount_root(fd: BorrowedFd<'_>) -> Result<bool> {
+    use rustix::fs::{AtFlags, StatxAttributes, StatxFlags, statx};
+    let facts = statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).map_err(|errno| errno.raw())?;
+    match facts.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) {
+        true => Ok(facts.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        false => Err(Errno::ENOSYS),
+    }
 }
 
 /// Makes one mount read-only.

@@ -4,9 +4,10 @@
 //! Types and values are those of `wasmedge/wasmedge.h` of 0.14.1 and of 0.17.1, compared field by field. What differs
 //! between the two and is used here: `ConfigureSetMaxMemoryPage` takes a `uint32_t` in 0.14 and a `uint64_t` in 0.17
 //! (one integer register in both calling conventions that matter, x86-64 and AArch64, whose callee reads the low half in
-//! 0.14; the values passed fit in 17 bits). Enumerations were renumbered (proposals, error codes of the loader and the
-//! validator), so of those only the result codes 0 and 1 are used, equal in both. Run modes came with 0.16: before, code that
-//! was compiled ahead of time is run unless the interpreter is forced.
+//! 0.14; the values passed fit in 17 bits), and `MemoryInstanceGetPageSize` returns one (of which the lower half is read).
+//! Enumerations were renumbered (proposals, error codes of the loader and the validator), so of those only the result codes
+//! 0, 1 and 3 are used, equal in both. Run modes came with 0.16: before, code that was compiled ahead of time is run unless the
+//! interpreter is forced.
 //!
 //! Nothing that is created here is deleted: the process ends with the guest.
 #![allow(unsafe_code)]
@@ -14,9 +15,12 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
+use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// `WasmEdge_ErrCode_Terminated`: the guest called `proc_exit`.
 const TERMINATED: u32 = 1;
+/// `WasmEdge_ErrCode_CostLimitExceeded`.
+const OUT_OF_FUEL: u32 = 3;
 /// `WasmEdge_RunMode_AOT`.
 const RUN_COMPILED: c_int = 2;
 
@@ -85,6 +89,14 @@ functions! {
     configure_create = c"WasmEdge_ConfigureCreate": fn() -> Object;
     configure_interpreter = c"WasmEdge_ConfigureSetForceInterpreter": fn(Object, bool);
     configure_pages = c"WasmEdge_ConfigureSetMaxMemoryPage": fn(Object, u64);
+    configure_counting = c"WasmEdge_ConfigureStatisticsSetInstructionCounting": fn(Object, bool);
+    configure_costs = c"WasmEdge_ConfigureStatisticsSetCostMeasuring": fn(Object, bool);
+    statistics_create = c"WasmEdge_StatisticsCreate": fn() -> Object;
+    statistics_limit = c"WasmEdge_StatisticsSetCostLimit": fn(Object, u64);
+    statistics_instructions = c"WasmEdge_StatisticsGetInstrCount": fn(Object) -> u64;
+    statistics_cost = c"WasmEdge_StatisticsGetTotalCost": fn(Object) -> u64;
+    find_memory = c"WasmEdge_ModuleInstanceFindMemory": fn(Object, RawString) -> Object;
+    memory_pages = c"WasmEdge_MemoryInstanceGetPageSize": fn(Object) -> u64;
     store_create = c"WasmEdge_StoreCreate": fn() -> Object;
     loader_create = c"WasmEdge_LoaderCreate": fn(Object) -> Object;
     loader_parse = c"WasmEdge_LoaderParseFromBuffer": fn(Object, *mut Object, *const u8, u32) -> RawResult;
@@ -115,11 +127,39 @@ pub struct Library {
 }
 
 /// Why a file isn't the library.
+#[derive(Debug)]
 pub enum LoadError {
     /// In the words of dlerror(3).
     Load(String),
     /// It lacks this function.
     Symbol(&'static str),
+}
+
+/// A shared object that is loaded until this is dropped, or for longer if one that was loaded after it needs it.
+#[derive(Debug)]
+pub struct SharedObject {
+    handle: Object,
+}
+
+impl SharedObject {
+    /// Loads `name`, a path or a bare name that the dynamic loader looks for. The error is in the words of dlerror(3).
+    pub fn load(name: &CStr) -> Result<Self, String> {
+        // Bound when called, where the object leaves the choice: of the functions that the engine imports, it calls few.
+        // SAFETY: the name ends with a zero byte. The object's initialisers are run: it is the engine that the installation
+        // trusts, found before anything of the container could change what is found, or one that this process has made.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
+        match handle.is_null() {
+            true => Err(last_error()),
+            false => Ok(Self { handle }),
+        }
+    }
+}
+
+impl Drop for SharedObject {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from dlopen; nothing that was looked up in it is used any more.
+        unsafe { libc::dlclose(self.handle) };
+    }
 }
 
 /// A result of the engine that isn't success.
@@ -135,22 +175,60 @@ pub enum End {
     Exit(u32),
     /// It trapped.
     Trap(Failure),
+    /// It has executed as many instructions as it may.
+    OutOfFuel,
+}
+
+/// How instructions are counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counting {
+    /// They are counted.
+    pub count: bool,
+    /// The most that are executed. The engine weighs them by a table, in which each is 1 unless it is told otherwise.
+    pub limit: Option<u64>,
+}
+
+/// Reads the present values of a machine, at any time, from any thread and from a signal handler: each is a number that the
+/// machine keeps, and the machine is never freed.
+pub struct Gauge {
+    statistics: Object,
+    instructions: Option<unsafe extern "C" fn(Object) -> u64>,
+    memory: AtomicPtr<c_void>,
+    pages: unsafe extern "C" fn(Object) -> u64,
+}
+
+// SAFETY: the functions it holds load one word each of objects that are never freed. The count of instructions is atomic; that
+// of pages is a plain word, aligned, written by `memory.grow`: one reads the former value or the later.
+unsafe impl Send for Gauge {}
+// SAFETY: as above.
+unsafe impl Sync for Gauge {}
+
+impl Gauge {
+    /// Instructions executed so far, if they are counted.
+    pub fn instructions(&self) -> Option<u64> {
+        // SAFETY: where there is a function, there are statistics, which are never freed.
+        self.instructions.map(|read| unsafe { read(self.statistics) })
+    }
+
+    /// Pages of the guest's memory, once it is there.
+    pub fn pages(&self) -> Option<u64> {
+        let memory = self.memory.load(Ordering::Acquire);
+        // SAFETY: the memory belongs to an instance that is never freed.
+        (!memory.is_null()).then(|| unsafe { (self.pages)(memory) } & u64::from(u32::MAX))
+    }
 }
 
 impl Library {
     /// Loads `name`, a path or a bare name that the dynamic loader looks for.
     pub fn load(name: &CStr) -> Result<Self, LoadError> {
-        // Lazily bound: of the thousands of functions that the engine's LLVM offers, interpreting calls next to none.
-        // SAFETY: the name ends with a zero byte. The library's initialisers are run: it is the engine that the
-        // installation trusts, found before anything of the container could change what is found.
-        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
-        if handle.is_null() {
-            return Err(LoadError::Load(last_error()));
-        }
+        let object = SharedObject::load(name).map_err(LoadError::Load)?;
+        let functions = Functions::resolve(object.handle).map_err(LoadError::Symbol)?;
         let library = Self {
-            handle,
-            functions: Functions::resolve(handle).map_err(LoadError::Symbol)?,
+            handle: object.handle,
+            functions,
         };
+        // Its functions are called until the process ends.
+        std::mem::forget(object);
         // Its log goes to stdout by default, which is the guest's.
         // SAFETY: takes nothing, returns nothing.
         unsafe { (library.functions.log_off)() };
@@ -193,13 +271,19 @@ pub struct Machine<'library> {
     module: Object,
     /// The module in the store, once [`Machine::instantiate`] has succeeded; null before.
     instance: Object,
+    gauge: &'static Gauge,
     _not_sync: PhantomData<Object>,
 }
 
 impl<'library> Machine<'library> {
-    /// Makes one whose memories can't grow beyond `pages`, if given. Only if it is to be `compiled` will it run code that was
-    /// compiled ahead of time.
-    pub fn new(library: &'library Library, pages: Option<u32>, compiled: bool) -> Result<Self, Failure> {
+    /// Makes one whose memories can't grow beyond `pages`, if given, and which counts instructions as told. Only if it is to be
+    /// `compiled` will it run code that was compiled ahead of time.
+    pub fn new(
+        library: &'library Library,
+        pages: Option<u32>,
+        counting: Counting,
+        compiled: bool,
+    ) -> Result<Self, Failure> {
         let functions = &library.functions;
         let made = |object: Object, call: &str| match object.is_null() {
             true => Err(Failure {
@@ -208,7 +292,7 @@ impl<'library> Machine<'library> {
             false => Ok(object),
         };
         // SAFETY: the objects are created here and used by the functions that are declared for them; null is checked
-        // before use; null statistics are none; arrays of length 0 are not looked at.
+        // before use; null statistics are none, which only who counts needs; arrays of length 0 are not looked at.
         unsafe {
             let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
             if !compiled {
@@ -219,6 +303,24 @@ impl<'library> Machine<'library> {
             if let Some(pages) = pages {
                 (functions.configure_pages)(configure, pages.into());
             }
+            (functions.configure_counting)(configure, counting.count);
+            (functions.configure_costs)(configure, counting.limit.is_some());
+            let instructions = match counting {
+                Counting { count: true, .. } => Some(functions.statistics_instructions),
+                // Each costs 1.
+                Counting { limit: Some(_), .. } => Some(functions.statistics_cost),
+                _ => None,
+            };
+            let statistics = match instructions {
+                Some(_) => made((functions.statistics_create)(), "WasmEdge_StatisticsCreate")?,
+                None => null_mut(),
+            };
+            let gauge = Gauge {
+                statistics,
+                instructions,
+                memory: AtomicPtr::new(null_mut()),
+                pages: functions.memory_pages,
+            };
             let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
             let machine = Self {
                 library,
@@ -226,14 +328,19 @@ impl<'library> Machine<'library> {
                 loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
                 validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
                 executor: made(
-                    (functions.executor_create)(configure, null_mut()),
+                    (functions.executor_create)(configure, statistics),
                     "WasmEdge_ExecutorCreate",
                 )?,
                 wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
                 module: null_mut(),
                 instance: null_mut(),
+                gauge: Box::leak(Box::new(gauge)),
                 _not_sync: PhantomData,
             };
+            if let Some(limit) = counting.limit {
+                // Not before: to make the executor is to set the limit that a configuration has, which is none.
+                (functions.statistics_limit)(statistics, limit);
+            }
             library.check((functions.executor_register)(
                 machine.executor,
                 machine.store,
@@ -293,39 +400,68 @@ impl<'library> Machine<'library> {
         }
     }
 
-    /// Links the module and runs its start section, if it has one.
-    pub fn instantiate(&mut self) -> Result<(), Failure> {
-        let instantiate = self.library.functions.executor_instantiate;
-        // SAFETY: executor and store live; without a validated module, it answers with an error; the result goes to a field
-        // of this object.
-        self.library
-            .check(unsafe { instantiate(self.executor, &mut self.instance, self.store, self.module) })
+    /// Reads its present values.
+    pub fn gauge(&self) -> &'static Gauge {
+        self.gauge
     }
 
-    /// Runs the exported function `name`, which takes and returns nothing.
-    pub fn execute(&mut self, name: &'static str) -> End {
+    /// Links the module, which must have no start section.
+    pub fn instantiate(&mut self) -> Result<(), Failure> {
+        let result = self.raw_instantiate();
+        self.library.check(result)
+    }
+
+    /// Links the module and runs its start section: guest code. `None` if that has returned.
+    pub fn instantiate_and_start(&mut self) -> Option<End> {
+        let result = self.raw_instantiate();
+        (result.code != 0).then(|| self.end(result))
+    }
+
+    fn raw_instantiate(&mut self) -> RawResult {
         let functions = &self.library.functions;
-        let raw = RawString {
-            length: name.len() as u32,
-            bytes: name.as_ptr().cast(),
-        };
+        let instantiate = functions.executor_instantiate;
+        // SAFETY: executor and store live; without a validated module, it answers with an error; the result goes to a field
+        // of this object.
+        let result = unsafe { instantiate(self.executor, &mut self.instance, self.store, self.module) };
+        // SAFETY: without an instance (null), none is found; the name, by which commands export it, is a static string.
+        let memory = unsafe { (functions.find_memory)(self.instance, name("memory")) };
+        self.gauge.memory.store(memory, Ordering::Release);
+        result
+    }
+
+    /// Runs the exported function `function`, which takes and returns nothing.
+    pub fn execute(&mut self, function: &'static str) -> End {
+        let functions = &self.library.functions;
         // SAFETY: without an instance (null), none is found; the name is a static string.
-        let function = unsafe { (functions.find_function)(self.instance, raw) };
-        if function.is_null() {
+        let found = unsafe { (functions.find_function)(self.instance, name(function)) };
+        if found.is_null() {
             return End::Trap(Failure {
-                message: format!("there is no function {name:?}"),
+                message: format!("there is no function {function:?}"),
             });
         }
         // SAFETY: the executor lives, the function is of its instance; no parameters and no results are passed, so their
         // arrays may be null.
-        let result = unsafe { (functions.executor_invoke)(self.executor, function, null(), 0, null_mut(), 0) };
+        let result = unsafe { (functions.executor_invoke)(self.executor, found, null(), 0, null_mut(), 0) };
+        self.end(result)
+    }
+
+    fn end(&self, result: RawResult) -> End {
         // SAFETY: takes any result.
-        match unsafe { (functions.result_code)(result) } {
+        match unsafe { (self.library.functions.result_code)(result) } {
             0 => End::Exit(0),
             // SAFETY: the WASI module lives.
-            TERMINATED => End::Exit(unsafe { (functions.wasi_exit_code)(self.wasi) }),
+            TERMINATED => End::Exit(unsafe { (self.library.functions.wasi_exit_code)(self.wasi) }),
+            OUT_OF_FUEL => End::OutOfFuel,
             _ => End::Trap(self.library.failure(result)),
         }
+    }
+}
+
+/// A name for the library, which copies it.
+fn name(text: &'static str) -> RawString {
+    RawString {
+        length: text.len() as u32,
+        bytes: text.as_ptr().cast(),
     }
 }
 

@@ -14,31 +14,6 @@ use rustix::process::fchdir;
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::time::Duration;
-
-/// How a guest's instructions are executed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CodeUse {
-    /// By the engine's interpreter.
-    #[default]
-    Interpreted,
-    /// As native code of the cache.
-    Cached,
-    /// As native code that came with the image, as the administrator's configuration allows.
-    Image,
-}
-
-/// What became of the question for compiled code.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CodeFacts {
-    /// How the guest is executed.
-    pub used: CodeUse,
-    /// From the question for the code to the answer, digests included; it includes compiling, if that was waited for. Zero if
-    /// it was not asked for.
-    pub found_in: Duration,
-    /// Mapping the code and parsing the module in it, or only the latter if it is interpreted.
-    pub loaded_in: Duration,
-}
 
 /// Code that was found in the cache.
 pub struct Compiled {

@@ -42,7 +42,7 @@ impl Compiler {
         no_streams().map_err(|errno| refuse(Refusal::Read(errno.into())))?;
         let (module, output, lifeline) = (inherit(task.module)?, inherit(task.output)?, inherit(task.lifeline)?);
         let module = File::from(module);
-        let library = engine::load(engine_dir)?;
+        let library = engine::load(engine_dir, engine::Use::Compile)?;
         let unknown = || Refusal::Engine {
             engine: format!("WasmEdge {}", library.version()),
             phase: "compile",

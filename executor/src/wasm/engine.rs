@@ -1,10 +1,22 @@
-//! Finds and loads the engine.
+//! Finds and loads the engine: without its compiler, unless that is wanted (docs/decisions/0008).
+//!
+//! In place of the compiler's library, some hundred microseconds are spent on a [`stand_in`] for it, made anew each time from
+//! the engine's table of imports, in memory, and gone with the process. There is no file that somebody could change, and
+//! nothing to find, to check, or to keep up to date. If anything about it fails, the engine is loaded as it is.
 
-use super::binding::{Library, LoadError};
+use super::binding::{Library, LoadError, SharedObject};
+use super::{loader_cache, stand_in};
 use crate::locate::ENGINE_DIR;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use proa_sys::mapped::Mapped;
 use std::ffi::CString;
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The engine's name as the dynamic loader knows it.
 const LIBRARY: &str = "libwasmedge.so.0";
@@ -36,13 +48,20 @@ pub enum EngineError {
     },
 }
 
+/// What the engine is loaded for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// Modules are interpreted, or code is run that was compiled before. A call of a function of the compiler ends the
+    /// process with `SIGSEGV`.
+    Run,
+    /// Modules are compiled as well: the engine is loaded with all that it is linked to, which takes ten times as long.
+    Compile,
+}
+
 /// Loads the engine from `dir`, or from where the dynamic loader finds it.
-pub fn load(dir: Option<&Path>) -> Result<Library, EngineError> {
+pub fn load(dir: Option<&Path>, wanted: Use) -> Result<Library, EngineError> {
     let (name, place) = match dir {
-        Some(dir) => (
-            dir.join(LIBRARY).into_os_string(),
-            format!("{} (from {ENGINE_DIR})", dir.display()),
-        ),
+        Some(dir) => (dir.join(LIBRARY).into_os_string(), shown(dir).display().to_string()),
         None => (LIBRARY.into(), "the dynamic loader's directories (ld.so(8))".to_owned()),
     };
     let not_found = |cause: String| EngineError::NotFound {
@@ -50,11 +69,120 @@ pub fn load(dir: Option<&Path>) -> Result<Library, EngineError> {
         cause,
     };
     let c_name = CString::new(name.as_bytes()).map_err(|error| not_found(error.to_string()))?;
-    Library::load(&c_name).map_err(|error| match error {
+    let loaded = match wanted {
+        Use::Run => match without_compiler(dir, &c_name) {
+            Ok(library) => return Ok(library),
+            Err(reason) => {
+                tracing::debug!("the engine is loaded with its compiler: {reason}");
+                Library::load(&c_name)
+            }
+        },
+        Use::Compile => Library::load(&c_name),
+    };
+    loaded.map_err(|error| match error {
         LoadError::Load(cause) => not_found(cause),
         LoadError::Symbol(symbol) => EngineError::Symbol {
             library: name.to_string_lossy().into_owned(),
             symbol,
         },
+    })
+}
+
+/// The directory's path, where `dir` is what was opened for this process.
+fn shown(dir: &Path) -> PathBuf {
+    match dir.starts_with("/proc/self/fd") {
+        true => std::fs::read_link(dir).unwrap_or_else(|_| dir.to_owned()),
+        false => dir.to_owned(),
+    }
+}
+
+/// Why the engine can't be loaded without its compiler.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Reason {
+    /// It isn't in the loader's cache, or there is none. The loader may find it all the same.
+    #[error("{LIBRARY} is not in {cache}", cache = loader_cache::PATH)]
+    NotInCache,
+    /// The library can't be read.
+    #[error("{path}: {source}", path = path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    /// There can't be a stand-in for its compiler.
+    #[error("{path}: {source}", path = path.display())]
+    Derive { path: PathBuf, source: stand_in::Error },
+    /// The kernel has no file in memory for it.
+    #[error("{call} for the stand-in for {soname}: {source}")]
+    Memory {
+        call: &'static str,
+        soname: String,
+        source: std::io::Error,
+    },
+    /// The loader takes the stand-in for none.
+    #[error("the stand-in for {soname} does not load: {cause}")]
+    StandIn { soname: String, cause: String },
+    /// The loader can't do with the stand-in.
+    #[error("with a stand-in for its compiler, {0}")]
+    Engine(String),
+}
+
+/// Loads the engine `name`, which lies in `dir` or where the loader's cache says, with stand-ins for what it compiles with. On
+/// failure, nothing remains loaded.
+fn without_compiler(dir: Option<&Path>, name: &std::ffi::CStr) -> Result<Library, Reason> {
+    let path = match dir {
+        Some(dir) => dir.join(LIBRARY),
+        None => found_by_loader()?,
+    };
+    let read = |source| Reason::Read {
+        path: path.clone(),
+        source,
+    };
+    let library = Mapped::open(&File::open(&path).map_err(read)?).map_err(read)?;
+    let stand_ins = stand_in::derive(&library).map_err(|source| Reason::Derive { path, source })?;
+    let loaded = stand_ins.iter().map(load_stand_in).collect::<Result<Vec<_>, _>>()?;
+    let library = Library::load(name).map_err(|error| match error {
+        LoadError::Load(cause) => Reason::Engine(cause),
+        LoadError::Symbol(symbol) => Reason::Engine(format!("it has no function {symbol}")),
+    })?;
+    // The engine holds them, too.
+    drop(loaded);
+    Ok(library)
+}
+
+fn found_by_loader() -> Result<PathBuf, Reason> {
+    let cache = File::open(loader_cache::PATH)
+        .and_then(|file| Mapped::open(&file))
+        .map_err(|source| Reason::Read {
+            path: loader_cache::PATH.into(),
+            source,
+        })?;
+    let found = loader_cache::find(&cache, LIBRARY).ok_or(Reason::NotInCache)?;
+    Ok(found.to_owned())
+}
+
+/// Loads a stand-in from a file in memory which nobody can change.
+pub(super) fn load_stand_in(stand_in: &stand_in::StandIn) -> Result<SharedObject, Reason> {
+    let soname = &stand_in.soname;
+    let failed = |call| {
+        move |source: std::io::Error| Reason::Memory {
+            call,
+            soname: soname.clone(),
+            source,
+        }
+    };
+    // As the process's maps show it.
+    let label = CString::new(format!("stand-in for {soname}")).unwrap_or_else(|_| c"stand-in".into());
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    // MFD_NOEXEC_SEAL (Linux 6.3) says that nothing in it is to be executed, which vm.memfd_noexec may demand.
+    let not_executable = MFdFlags::from_bits_retain(0x8);
+    let memory = match memfd_create(label.as_c_str(), flags | not_executable) {
+        Err(Errno::EINVAL) => memfd_create(label.as_c_str(), flags),
+        other => other,
+    };
+    let mut file = File::from(memory.map_err(|errno| failed("memfd_create")(errno.into()))?);
+    file.write_all(&stand_in.image).map_err(failed("write"))?;
+    let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| failed("fcntl(F_ADD_SEALS)")(errno.into()))?;
+    let name = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("a number has no zero byte");
+    SharedObject::load(&name).map_err(|cause| Reason::StandIn {
+        soname: soname.clone(),
+        cause,
     })
 }

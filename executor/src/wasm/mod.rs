@@ -5,22 +5,40 @@
 mod binding;
 pub mod binfmt;
 #[cfg(feature = "engine")]
+mod calls;
+#[cfg(feature = "engine")]
 mod code;
 #[cfg(feature = "engine")]
 mod compile;
 #[cfg(feature = "engine")]
-mod engine;
+pub mod engine;
+#[cfg(feature = "engine")]
+mod entrypoint;
+#[cfg(feature = "engine")]
+mod files;
 #[cfg(feature = "engine")]
 mod handler;
+#[cfg(feature = "engine")]
+mod limits;
+#[cfg(feature = "engine")]
+pub mod loader_cache;
 pub mod module;
+#[cfg(feature = "engine")]
+mod names;
+#[cfg(feature = "engine")]
+mod network;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
 #[cfg(feature = "engine")]
-mod relative;
-
+mod progress;
 #[cfg(feature = "engine")]
-pub use code::{CodeFacts, CodeUse};
+mod relative;
+#[cfg(feature = "engine")]
+pub mod stand_in;
+#[cfg(feature = "engine")]
+mod watch;
+
 #[cfg(feature = "engine")]
 pub use engine::EngineError;
 #[cfg(feature = "engine")]

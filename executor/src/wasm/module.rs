@@ -4,6 +4,8 @@
 //!
 //! Format: WebAssembly core specification 3.0, chapter 5 (binary format).
 
+pub mod tables;
+
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
@@ -103,6 +105,35 @@ pub enum Refusal {
         /// Bytes.
         limit: u64,
     },
+    /// The memory that the module starts with is more than its policy allows.
+    #[error("starts with {pages} pages of memory, more than proa.wasm/pages (or wasm.limits.pages) = {limit}")]
+    Pages {
+        /// The least pages of the module's memories.
+        pages: u64,
+        /// Pages.
+        limit: u64,
+    },
+    /// A table that the module starts with is more than its policy allows.
+    #[error(
+        "starts with a table of {elements} elements, more than proa.wasm/table-elements (or wasm.limits.table-elements) = \
+         {limit}"
+    )]
+    Table {
+        /// The least elements of the table.
+        elements: u64,
+        /// Elements.
+        limit: u32,
+    },
+    /// Its tables can't be bounded.
+    #[error(
+        "its tables can't be bounded by proa.wasm/table-elements (or wasm.limits.table-elements): {what} at offset {offset}"
+    )]
+    Tables {
+        /// What isn't understood.
+        what: &'static str,
+        /// Where.
+        offset: u64,
+    },
     /// The engine would not take it.
     #[error("{engine}: {phase}: {message}")]
     Engine {
@@ -132,10 +163,27 @@ pub struct Survey {
     pub start_section: bool,
     /// The least pages of its largest memory, defined or imported.
     pub pages: u64,
+    /// How many memories it has, defined or imported.
+    pub memories: u64,
+    /// The (last) table section.
+    pub tables: Option<Section>,
+    /// There is a second table section, which no valid module has.
+    pub more_tables: bool,
     /// The modules it imports from (the first few).
     pub imports: BTreeSet<String>,
     /// Offsets of the names of custom sections called [`AOT_SECTION`].
     pub aot: Vec<u64>,
+}
+
+/// Offsets of a section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// Of its identity, which its size follows.
+    pub start: u64,
+    /// Of its content.
+    pub body: u64,
+    /// Of what follows it.
+    pub end: u64,
 }
 
 /// Tells from the first bytes what a file is. `head` holds at least 64 bytes unless the file is shorter.
@@ -239,6 +287,10 @@ pub fn survey<R: Read + Seek>(source: R, size: u64) -> Result<Survey, Refusal> {
         let read = match id {
             0 => custom(&mut reader, end, &mut survey),
             2 => imports(&mut reader, end, &mut survey),
+            4 => {
+                survey.more_tables |= survey.tables.replace(Section { start, body, end }).is_some();
+                Ok(())
+            }
             5 => memories(&mut reader, end, &mut survey),
             7 => exports(&mut reader, end, &mut survey),
             8 => {
@@ -327,7 +379,10 @@ fn imports<R: Read + Seek>(reader: &mut Reader<R>, end: u64, survey: &mut Survey
                 reference(reader)?;
                 limits(reader)?;
             }
-            2 => survey.pages = survey.pages.max(limits(reader)?),
+            2 => {
+                survey.pages = survey.pages.max(limits(reader)?);
+                survey.memories += 1;
+            }
             3 => {
                 value(reader)?;
                 reader.byte("mutability")?;
@@ -346,6 +401,7 @@ fn imports<R: Read + Seek>(reader: &mut Reader<R>, end: u64, survey: &mut Survey
 fn memories<R: Read + Seek>(reader: &mut Reader<R>, end: u64, survey: &mut Survey) -> Result<(), Refusal> {
     for _ in 0..reader.number("the memories")? {
         survey.pages = survey.pages.max(limits(reader)?);
+        survey.memories += 1;
         reader.within(end)?;
     }
     Ok(())

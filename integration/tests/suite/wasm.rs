@@ -1,5 +1,9 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
+mod aot;
+mod guest;
+mod load;
+mod policy;
 mod programs;
 mod recognition;
 
@@ -49,10 +53,18 @@ tests! {
 
 /// All of them.
 pub fn all() -> Vec<Test> {
-    [tests(), programs::tests(), recognition::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        tests(),
+        aot::tests(),
+        guest::tests(),
+        load::tests(),
+        policy::tests(),
+        programs::tests(),
+        recognition::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 const HELLO: &str = r#"

@@ -32,7 +32,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The most of a compiler's words that are repeated.
 const WORDS_MAX: u64 = 512;
@@ -247,6 +247,7 @@ impl Job {
     ) -> Result<Compiled, Error> {
         let call = |call: &'static str| move |source: std::io::Error| failed(call, source);
         let began = Instant::now();
+        tracing::debug!("compiling a module ahead of time");
         let output = memory(c"proa-code")?;
         let (lifeline, held) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|errno| Error::call("pipe2(O_CLOEXEC)")(errno.raw()))?;
@@ -311,7 +312,7 @@ impl Job {
                     .read_to_end(&mut words)
                     .map_err(call("read(code)"))?;
                 // They are a hostile process's: printable, and on one line.
-                let words = String::from_utf8_lossy(&words).escape_debug().to_string();
+                let words = String::from_utf8_lossy(&words).replace(char::is_control, " ");
                 return Err(Failure::Refused(words).into());
             }
             WaitStatus::Signaled(_, signal, _) => {
@@ -343,7 +344,6 @@ impl Job {
         // Blocked in a process that passes signals on to its container, which isn't there yet.
         let ending = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
         let ending: SigSet = ending.into_iter().collect();
-        let blocked = SigSet::thread_get_mask().map_err(Error::call("sigprocmask"))?;
         let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(Error::call("signalfd"))?;
         loop {
@@ -363,14 +363,20 @@ impl Job {
             if interests[0].any() == Some(true) {
                 return ended();
             }
-            if interests[1].any() == Some(true)
-                && let Some(signal) = ending.iter().find(|signal| blocked.contains(*signal))
-            {
-                return Err(Failure::Interrupted(signal as i32).into());
+            let pending = interests[1].any() == Some(true);
+            if pending && let Some(signal) = signals.read_signal().map_err(Error::call("read of the signalfd"))? {
+                return Err(Failure::Interrupted(signal.ssi_signo as i32).into());
             }
             progress(began.elapsed());
         }
     }
+}
+
+/// A name that no other compiler has, also of a `proa` in another pid namespace whose cgroups are beside ours: this process's
+/// number, by which [`sweep`] tells whether it lives, and the time.
+fn unique_id() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{}-compiler-{:x}", std::process::id(), since.as_nanos())
 }
 
 /// Removes what killed processes have left of their compilers.

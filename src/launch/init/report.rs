@@ -115,7 +115,8 @@ impl Report {
         }
     }
 
-    /// A guest runs in this process from now on: end of file tells whoever waits.
+    /// A guest runs in this process from now on: end of file tells whoever waits. What was logged until then goes before;
+    /// if nobody takes it, the guest runs all the same.
     pub fn started(&mut self) {
         // Nobody listens to lines that come later; that these could not be told is no reason not to run.
         if let Err(error) = self.flush() {

@@ -9,6 +9,7 @@ mod devices;
 mod executable;
 mod filesystem;
 mod guest;
+mod guest_policy;
 mod process;
 mod procfs;
 mod state;
@@ -30,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         cgroup::tests(),
         state::tests(),
         guest::tests(),
+        guest_policy::tests(),
     ]
     .into_iter()
     .flatten()

@@ -1,0 +1,104 @@
+//! How names are resolved: by `/etc/hosts` and the nameservers of `/etc/resolv.conf`, both of the container, as a Linux program
+//! of it would; and by nothing else.
+//!
+//! The engine resolves with the C library it was started with (`sock_getaddrinfo`). That reads `/etc/nsswitch.conf`, which by
+//! then is the image's, and loads for each service named there a library `libnss_SERVICE.so.2`, which is the image's as
+//! well: native code of the image's author in the engine's process, where a Wasm container promises that there is none. So
+//! before the container's root is entered, what each database consists of is fixed to the two services that the C library has
+//! built in.
+#![allow(unsafe_code)]
+
+use crate::Error;
+use std::ffi::{CStr, c_char, c_int};
+
+/// The databases of nsswitch.conf(5). The engine asks for the first three; the others are fixed lest something asks.
+const DATABASES: [&CStr; 14] = [
+    c"hosts",
+    c"services",
+    c"protocols",
+    c"networks",
+    c"aliases",
+    c"ethers",
+    c"group",
+    c"initgroups",
+    c"netgroup",
+    c"passwd",
+    c"publickey",
+    c"rpc",
+    c"shadow",
+    c"gshadow",
+];
+
+/// The libraries of the two services, for the C libraries that don't have them built in (before glibc 2.34).
+const LIBRARIES: [&CStr; 2] = [c"libnss_files.so.2", c"libnss_dns.so.2"];
+
+unsafe extern "C" {
+    /// Of glibc's `nss.h`, since 2.0: from now on `database` consists of `services`, whatever nsswitch.conf says.
+    fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+}
+
+/// Fixes how names are resolved in this process; with `dns`, nameservers are asked as well. To be called while the host's
+/// libraries are in sight.
+pub fn fix(dns: bool) -> Result<(), Error> {
+    let failed = |problem: String| Error::Unenforceable {
+        policy: "that names are resolved without code of the image",
+        problem,
+    };
+    for library in LIBRARIES {
+        // SAFETY: a constant name; what is loaded is a library of the host, by its trusted path, and stays for good.
+        let loaded = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_LAZY) };
+        if loaded.is_null() && !built_in() {
+            return Err(failed(format!("dlopen {}: not found", library.to_string_lossy())));
+        }
+    }
+    for database in DATABASES {
+        let services = match database == c"hosts" && dns {
+            true => c"files dns",
+            false => c"files",
+        };
+        // SAFETY: both are constants that end with a zero byte; the function copies them and is called by the one thread.
+        if unsafe { __nss_configure_lookup(database.as_ptr(), services.as_ptr()) } != 0 {
+            let database = database.to_string_lossy();
+            return Err(failed(format!(
+                "__nss_configure_lookup({database:?}): {}",
+                nix::errno::Errno::last()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the C library has the services `files` and `dns` in itself.
+fn built_in() -> bool {
+    // SAFETY: returns a static string.
+    let version = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
+    is_since_2_34(&version.to_string_lossy())
+}
+
+fn is_since_2_34(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(2), Some(34))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_c_librarys_version_is_read() {
+        for (version, since) in [
+            ("2.31", false),
+            ("2.34", true),
+            ("2.43", true),
+            ("3.0", true),
+            ("2", false),
+        ] {
+            assert_eq!(is_since_2_34(version), since, "{version}");
+        }
+    }
+
+    #[test]
+    fn every_database_is_known_to_the_c_library() {
+        assert!(fix(true).is_ok() && fix(false).is_ok());
+    }
+}

@@ -1,0 +1,354 @@
+//! A guest that is held by limits, ends as a process should, and can be looked into.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use proa_integration::{Bundle, Container, Ctx, Output, tests, wasm};
+use serde_json::{Value, json};
+
+tests! {
+    a_deadline_ends_a_guest_that_computes .only_proa();
+    a_deadline_ends_a_guest_that_waits .once().only_proa();
+    a_deadline_is_no_matter_to_a_guest_that_ends .once().only_proa();
+    a_full_stderr_does_not_hold_a_deadline_up .once().only_proa();
+    fuel_ends_a_guest_that_computes .once().only_proa();
+    fuel_is_no_matter_to_a_guest_that_needs_less .once().only_proa();
+    a_start_section_is_held_by_fuel_and_deadline .once().only_proa();
+    a_guest_goes_on_for_its_grace_period .once().only_proa();
+    a_guest_that_ends_within_its_grace_period_has_its_own_status .once().only_proa();
+    a_second_signal_ends_the_grace_period .once().only_proa();
+    pages_bound_the_memory_and_are_checked_at_create .once().only_proa();
+    table_elements_bound_the_tables_and_are_checked_at_create .once().only_proa();
+    the_file_is_the_ceiling_of_the_annotations .once().only_proa();
+    exec_of_a_module_is_held_by_the_containers_policy .once().only_proa();
+    how_a_guest_ended_is_in_state_and_in_the_log .once().only_proa();
+    a_linux_program_in_a_wasm_container_has_no_ending .once().only_proa();
+}
+
+/// Prints what it is told to, then computes until it is ended, sleeps, or ends after so many seconds.
+const GUEST: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+	const char *what = argc > 1 ? argv[1] : "loop";
+	volatile unsigned long n = 0;
+	puts("ready");
+	fflush(stdout);
+	if (!strcmp(what, "exit"))
+		return atoi(argv[2]);
+	if (!strcmp(what, "trap"))
+		__builtin_trap();
+	if (!strcmp(what, "sleep")) {
+		struct timespec t = {3600, 0};
+		return nanosleep(&t, 0) ? 99 : 98;
+	}
+	if (!strcmp(what, "wait-for")) {
+		while (access(argv[2], F_OK))
+			for (int i = 0; i < 1000; i++)
+				n++;
+		return 7;
+	}
+	if (!strcmp(what, "flood"))
+		for (;;)
+			fputs("0123456789012345678901234567890123456789012345678901234567890123456789\n", stderr);
+	for (;;)
+		n++;
+}
+"#;
+
+/// A bundle of the guest above with these annotations (`proa.wasm/` is put before each) and arguments.
+fn guest(ctx: &Ctx, annotations: Value, args: &[&str]) -> Bundle {
+    let bundle = ctx.bundle();
+    let module = wasm::compile(&ctx.dir, "guest", GUEST, &[]);
+    fs::copy(module, bundle.path("/guest.wasm")).unwrap();
+    set(&bundle, &annotations, &[&["/guest.wasm"], args].concat());
+    bundle
+}
+
+fn set(bundle: &Bundle, annotations: &Value, args: &[&str]) {
+    let mut all = json!({"run.oci.handler": "wasm"});
+    for (key, value) in annotations.as_object().unwrap() {
+        all[format!("proa.wasm/{key}")] = value.clone();
+    }
+    bundle.args(args).set("/annotations", all);
+}
+
+/// A module made of these sections.
+fn module(sections: &[(u8, &[u8])]) -> Vec<u8> {
+    let mut module = b"\0asm\x01\0\0\0".to_vec();
+    for (id, content) in sections {
+        module.push(*id);
+        module.push(u8::try_from(content.len()).unwrap());
+        module.extend_from_slice(content);
+    }
+    module
+}
+
+/// stderr must be this one line.
+#[track_caller]
+fn says(out: &Output, line: &str) {
+    assert_eq!(out.stderr.trim_end(), line, "{out:?}");
+}
+
+fn a_deadline_ends_a_guest_that_computes(ctx: &Ctx) {
+    let bundle = guest(ctx, json!({"deadline": "300ms"}), &[]);
+    let began = Instant::now();
+    let out = ctx.run(&bundle);
+    out.code(142);
+    says(&out, "proa: wasm deadline: 300ms are over in /guest.wasm");
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    assert_eq!(out.text(), "ready");
+}
+
+fn a_deadline_ends_a_guest_that_waits(ctx: &Ctx) {
+    ctx.run(&guest(ctx, json!({"deadline": "300ms"}), &["sleep"])).code(142);
+}
+
+fn a_deadline_is_no_matter_to_a_guest_that_ends(ctx: &Ctx) {
+    let out = ctx.run(&guest(ctx, json!({"deadline": "50s"}), &["exit", "9"]));
+    out.code(9);
+    assert_eq!(out.stderr, "");
+}
+
+fn a_full_stderr_does_not_hold_a_deadline_up(ctx: &Ctx) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let bundle = guest(ctx, json!({"deadline": "500ms"}), &["flood"]);
+    let file = fs::File::from(std::os::fd::OwnedFd::from(writer));
+    let container = ctx.container(&bundle);
+    // Nobody reads from the pipe.
+    let out = ctx
+        .call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &container.id])
+        .stdio(file)
+        .output();
+    out.code(142);
+    drop(reader);
+}
+
+fn fuel_ends_a_guest_that_computes(ctx: &Ctx) {
+    let out = ctx.run(&guest(ctx, json!({"fuel": "3000000"}), &[]));
+    out.code(152);
+    says(&out, "proa: wasm fuel: 3000000 instructions are used up in /guest.wasm");
+    assert_eq!(out.text(), "ready");
+}
+
+fn fuel_is_no_matter_to_a_guest_that_needs_less(ctx: &Ctx) {
+    ctx.run(&guest(ctx, json!({"fuel": "100000000"}), &["exit", "3"]))
+        .code(3);
+}
+
+fn a_start_section_is_held_by_fuel_and_deadline(ctx: &Ctx) {
+    // `_start` is function 0, which returns; function 1 is the start section's, which does not.
+    let endless = module(&[
+        (1, b"\x01\x60\0\0"),
+        (3, b"\x02\0\0"),
+        (7, b"\x01\x06_start\0\0"),
+        (8, b"\x01"),
+        (10, b"\x02\x02\0\x0b\x07\0\x03\x40\x0c\0\x0b\x0b"),
+    ]);
+    let bundle = ctx.bundle();
+    fs::write(bundle.path("/guest.wasm"), endless).unwrap();
+    set(&bundle, &json!({"fuel": "100000"}), &["/guest.wasm"]);
+    ctx.run(&bundle).code(152);
+    set(&bundle, &json!({"deadline": "200ms"}), &["/guest.wasm"]);
+    ctx.run(&bundle).code(142);
+}
+
+/// Started, and ready.
+fn started<'a>(ctx: &'a Ctx, bundle: &Bundle) -> Container<'a> {
+    let container = ctx.start(bundle);
+    container.says("ready");
+    container
+}
+
+fn ended(container: &Container) -> Value {
+    container.stopped();
+    let annotations = container.state()["annotations"].clone();
+    let named = |name: &str| annotations[format!("proa.wasm/{name}")].clone();
+    json!([named("ended"), named("ended-status"), named("ended-detail")])
+}
+
+fn a_guest_goes_on_for_its_grace_period(ctx: &Ctx) {
+    let container = started(ctx, &guest(ctx, json!({"grace": "600ms"}), &["sleep"]));
+    let asked = Instant::now();
+    container.kill("TERM");
+    assert_eq!(container.status(), "running");
+    assert_eq!(ended(&container), json!(["signal", "143", "SIGTERM"]));
+    assert!(asked.elapsed() >= Duration::from_millis(600), "{:?}", asked.elapsed());
+}
+
+fn a_guest_that_ends_within_its_grace_period_has_its_own_status(ctx: &Ctx) {
+    let bundle = guest(ctx, json!({"grace": "40s"}), &["wait-for", "/tmp/stop"]);
+    bundle.writable();
+    let container = started(ctx, &bundle);
+    container.kill("INT");
+    assert_eq!(container.status(), "running");
+    fs::write(bundle.path("/tmp/stop"), "").unwrap();
+    assert_eq!(ended(&container), json!(["exit", "7", null]));
+}
+
+fn a_second_signal_ends_the_grace_period(ctx: &Ctx) {
+    let container = started(ctx, &guest(ctx, json!({"grace": "50m"}), &[]));
+    container.kill("TERM");
+    assert_eq!(container.status(), "running");
+    container.kill("INT");
+    assert_eq!(ended(&container), json!(["signal", "130", "SIGINT"]));
+}
+
+const GROW: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+
+int main(void)
+{
+	int mib = 0;
+	static void *volatile kept;
+	while (mib < 256 && (kept = malloc(1 << 20)))
+		mib++;
+	printf("%d\n", mib);
+}
+"#;
+
+fn pages_bound_the_memory_and_are_checked_at_create(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    fs::copy(wasm::compile(&ctx.dir, "grow", GROW, &[]), bundle.path("/grow.wasm")).unwrap();
+    set(&bundle, &json!({"pages": "160"}), &["/grow.wasm"]);
+    // 160 pages are 10 MiB, of which the module's own data take a part.
+    let grown: u32 = ctx.run(&bundle).ok().text().parse().unwrap();
+    assert!((7..10).contains(&grown), "{grown}");
+    set(&bundle, &json!({"pages": "1"}), &["/grow.wasm"]);
+    ctx.create_call(&bundle, &ctx.id(), &[]).output().refused(&[
+        "/grow.wasm",
+        "starts with 2 pages",
+        "proa.wasm/pages",
+        "= 1",
+    ]);
+}
+
+fn table_elements_bound_the_tables_and_are_checked_at_create(ctx: &Ctx) {
+    // A table of 10 elements without a maximum, grown by 90 and then by 1: the results are written as the exit status, 2 for
+    // each that was refused.
+    let grower = module(&[
+        (1, b"\x02\x60\0\0\x60\x01\x7f\0"),
+        (2, b"\x01\x16wasi_snapshot_preview1\x09proc_exit\0\x01"),
+        (3, b"\x01\0"),
+        (4, b"\x01\x70\0\x0a"),
+        (5, b"\x01\0\x01"),
+        (7, b"\x02\x06_start\0\x01\x06memory\x02\0"),
+        (
+            10,
+            b"\x01\x1d\0\xd0\x70\x41\xda\0\xfc\x0f\0\x41\x7f\x46\xd0\x70\x41\x01\xfc\x0f\0\x41\x7f\x46\x41\x02\x6c\x6a\x10\0\x0b",
+        ),
+    ]);
+    let bundle = ctx.bundle();
+    fs::write(bundle.path("/grow.wasm"), grower).unwrap();
+    for (limit, status) in [
+        (json!({}), 0),
+        (json!({"table-elements": "100"}), 2),
+        (json!({"table-elements": "99"}), 1),
+    ] {
+        set(&bundle, &limit, &["/grow.wasm"]);
+        ctx.run(&bundle).code(status);
+    }
+    set(&bundle, &json!({"table-elements": "9"}), &["/grow.wasm"]);
+    let out = ctx.create_call(&bundle, &ctx.id(), &[]).output();
+    out.refused(&["/grow.wasm", "10 elements", "proa.wasm/table-elements", "= 9"]);
+}
+
+/// A configuration file of an administrator.
+fn settings(ctx: &Ctx, text: &str) -> String {
+    let path = ctx.dir.join("config.toml");
+    fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+fn the_file_is_the_ceiling_of_the_annotations(ctx: &Ctx) {
+    let file = settings(ctx, "[wasm.limits]\nfuel = 2000000\n");
+    let bundle = guest(ctx, json!({"fuel": "100000000000"}), &[]);
+    let dir = bundle.dir.to_str().unwrap();
+    let out = ctx
+        .call(&["--config", &file, "run", "--bundle", dir, &ctx.id()])
+        .output();
+    out.code(152);
+    says(&out, "proa: wasm fuel: 2000000 instructions are used up in /guest.wasm");
+}
+
+fn exec_of_a_module_is_held_by_the_containers_policy(ctx: &Ctx) {
+    let bundle = guest(ctx, json!({"fuel": "3000000"}), &["sleep"]);
+    let container = started(ctx, &bundle);
+    let out = container.exec(&["/guest.wasm"]);
+    out.code(152);
+    assert!(out.stderr.contains("3000000 instructions"), "{out:?}");
+    // The file of now counts, too; and a Linux program asks for neither.
+    let file = settings(ctx, "[wasm.limits]\nfuel = 1000\n");
+    let exec = |args: &[&str]| {
+        let line = [&["--config", &file, "exec", &container.id], args].concat();
+        ctx.call(&line).output()
+    };
+    let out = exec(&["/guest.wasm"]);
+    out.code(152);
+    assert!(out.stderr.contains("1000 instructions"), "{out:?}");
+    assert_eq!(exec(&["/bin/echo", "native"]).ok().text(), "native");
+    fs::write(&file, "[wasm.limits]\nfuel = \"many\"\n").unwrap();
+    exec(&["/guest.wasm"]).code(255);
+    exec(&["/bin/true"]).ok();
+}
+
+fn how_a_guest_ended_is_in_state_and_in_the_log(ctx: &Ctx) {
+    let cases = [
+        (json!({}), vec!["exit", "5"], json!(["exit", "5", null])),
+        (
+            json!({}),
+            vec!["trap"],
+            json!(["trap", "134", "unreachable in /guest.wasm"]),
+        ),
+        (
+            json!({"deadline": "100ms"}),
+            vec!["loop"],
+            json!(["deadline", "142", "100ms are over in /guest.wasm"]),
+        ),
+        (
+            json!({"fuel": "1000000"}),
+            vec!["loop"],
+            json!(["fuel", "152", "1000000 instructions are used up in /guest.wasm"]),
+        ),
+    ];
+    for (annotations, args, expected) in cases {
+        let container = ctx.start(&guest(ctx, annotations, &args));
+        let found = ended(&container);
+        // A trap's words go on where there is more to say of it.
+        assert_eq!((&found[0], &found[1]), (&expected[0], &expected[1]), "{found}");
+        let detail = |value: &Value| {
+            value[2]
+                .as_str()
+                .map(|text| text.lines().next().unwrap_or_default().to_owned())
+        };
+        assert_eq!(detail(&found), detail(&expected));
+        let log = ctx.dir.join("log");
+        ctx.call(&["--log", log.to_str().unwrap(), "delete", &container.id])
+            .output()
+            .ok();
+        let log_text = fs::read_to_string(&log).unwrap_or_default();
+        let how = expected[0].as_str().unwrap();
+        assert_eq!(
+            log_text.contains(&format!("the Wasm guest was stopped: {how}")),
+            how != "exit",
+            "{log_text}"
+        );
+        fs::remove_file(&log).ok();
+        container.forget();
+    }
+}
+
+fn a_linux_program_in_a_wasm_container_has_no_ending(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle
+        .sh("exit 3")
+        .set("/annotations", json!({"run.oci.handler": "wasm"}));
+    let container = ctx.start(&bundle);
+    assert_eq!(ended(&container), json!([null, null, null]));
+}
