@@ -194,7 +194,11 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     if let Some(policy) = &mut plan.process.guest.policy {
         wasm::plugins::resolve(policy)?;
     }
-    let image = image::open(plan.hull, options.settings.wasm.engine_dir.as_deref())?;
+    let image = image::open_for(
+        &mut plan.hull,
+        &plan.process.guest,
+        options.settings.wasm.engine_dir.as_deref(),
+    )?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
@@ -256,7 +260,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     };
     making.rdt = plan.process.rdt.clone();
-    attendant
+    record.hull = attendant
         .until_created(&channel, early, &plan.process, image, || {
             run_parent_hooks(&plan.hooks, &record)
         })

@@ -6,26 +6,23 @@ use super::code::{self, Code, Loaded};
 use super::compile::Compiler;
 use super::files::Files;
 use super::limits::Bounds;
-use super::module::{self, Kind, Refusal, Survey};
-use super::open::{self, Resolver};
+use super::module::{Refusal, Survey};
 use super::process::OwnMemory;
 use super::progress::Progress;
 use super::watch::Watch;
-use super::{engine, names, network, process};
-use crate::aot::{Digest, Hashing, Source};
+use super::{engine, entrypoint, names, network, process};
+use crate::aot::Source;
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::policy::{Aot, Limits};
 use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
-use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 /// The exit status of a guest that trapped: what a shell reports for `SIGABRT`.
@@ -34,9 +31,6 @@ const TRAPPED: i32 = 134;
 const OUT_OF_FUEL: i32 = 128 + nix::libc::SIGXCPU;
 /// The exit status of a guest that could not be started.
 const FAILED: i32 = 1;
-/// As many bytes of a file as tell its kind.
-const HEAD: usize = 64;
-
 /// Executes a module in WasmEdge, and Linux programs natively: in a pod that is marked for Wasm, sidecars are marked too.
 #[derive(Default)]
 pub struct WasmHandler {
@@ -90,7 +84,10 @@ impl WasmHandler {
             return Ok(Target::Compiler(Box::new(compiler)));
         }
         let mut progress = Progress::start(guest)?;
-        let file = find(guest, rootfs)?;
+        let Some(file) = entrypoint::open(guest, rootfs)? else {
+            progress.page.clear();
+            return Ok(Target::Program(NativeHandler::new()));
+        };
         let refuse = |cause| Error::Module {
             path: guest.args[0].clone(),
             cause,
@@ -99,7 +96,7 @@ impl WasmHandler {
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
         let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off);
         let mut code = Code::Own { trusted };
-        let (survey, digest) = match inspect(&file, &Bounds::of(guest), cache.is_some()) {
+        let (survey, digest) = match entrypoint::inspect(&file, guest, cache.is_some()) {
             Ok(Some(inspected)) => inspected,
             Ok(None) => {
                 progress.page.clear();
@@ -174,67 +171,6 @@ impl Handler for WasmHandler {
             },
             Some(Target::Compiler(compiler)) => compiler.run(started),
             None => unprepared(guest),
-        }
-    }
-}
-
-/// Opens the entrypoint; refused as runc refuses a program that isn't there.
-fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
-    let program = &guest.args[0];
-    let cause = match open::find(
-        rootfs,
-        program,
-        &guest.cwd,
-        native::search_path(&guest.env),
-        Resolver::Kernel,
-    ) {
-        Ok(Some(file)) => return Ok(file),
-        Ok(None) if !program.contains('/') => "executable file not found in $PATH".to_owned(),
-        Ok(None) => format!("stat {program}: {}", words(Errno::ENOENT)),
-        Err(errno @ (Errno::EISDIR | Errno::EACCES)) => words(errno),
-        Err(errno) => format!("stat {program}: {}", words(errno)),
-    };
-    Err(Error::Program {
-        program: program.clone(),
-        cause,
-    })
-}
-
-/// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of the very
-/// bytes that were looked at comes along, unless they can't be read in order.
-fn inspect(file: &File, bounds: &Bounds, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
-    let size = file.metadata().map_err(Refusal::Read)?.len();
-    let mut head = [0; HEAD];
-    let length = read_head(file, &mut head).map_err(Refusal::Read)?;
-    if module::kind(&head[..length])? == Kind::Program {
-        return Ok(None);
-    }
-    let mut hashing = Hashing::new(file);
-    let surveyed = match identify {
-        true => module::survey(&mut hashing, size),
-        false => module::survey(file, size),
-    };
-    let (survey, digest) = match surveyed {
-        // What is malformed is for the engine to refuse, in its words.
-        Err(Refusal::Read(error)) if error.kind() == ErrorKind::NotSeekable => (module::survey(file, size)?, None),
-        Ok(survey) if identify => {
-            let (digest, length) = hashing.finish().map_err(Refusal::Read)?;
-            (survey, (length == size).then_some(digest))
-        }
-        other => (other?, None),
-    };
-    bounds.check(&survey, file)?;
-    Ok(Some((survey, digest)))
-}
-
-fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
-    let mut length = 0;
-    loop {
-        match file.read_at(&mut head[length..], length as u64) {
-            Ok(0) => return Ok(length),
-            Ok(more) => length += more,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
     }
 }
