@@ -96,6 +96,7 @@ GLOBAL OPTIONS:
    --rootless value    ignore cgroup permission errors ('true', 'false', or 'auto') (default: \"auto\")
    --config value      configuration file (default: \"/etc/proa/config.toml\", if there is one)
    --engine-cache value  where WebAssembly compiled ahead of time is kept (default: \"/var/lib/proa/aot\")
+   --wasm-detect value  which entrypoints are WebAssembly without an annotation: 'annotation' (none), 'name' (*.wasm), or 'auto' (by content)
    --help, -h          show help
    --version, -v       print the version
 ";

@@ -37,6 +37,7 @@ use crate::{config, host, launch, logging, managers};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
 use proa_executor::native::NativeHandler;
+use proa_executor::recognise::Detect;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
@@ -69,6 +70,8 @@ enum Error {
     Rootless(String),
     #[error("invalid value {0:?} for --cgroup-manager: must be cgroupfs, systemd or disabled")]
     CgroupManager(String),
+    #[error("invalid value for --wasm-detect: {0}")]
+    WasmDetect(String),
     #[error("{call} {path}: {source}", path = path.display())]
     Path {
         call: &'static str,
@@ -190,6 +193,9 @@ struct GlobalArgs {
     /// Where code that was compiled ahead of time is kept (default: /var/lib/proa/aot)
     #[arg(long)]
     engine_cache: Option<PathBuf>,
+    /// How an entrypoint that nothing marks is recognised ('annotation', 'name' or 'auto'; default: the file's wasm.detect)
+    #[arg(long)]
+    wasm_detect: Option<String>,
 }
 
 /// What the global flags resolve to on this host.
@@ -204,6 +210,8 @@ struct Globals {
     config: Option<PathBuf>,
     /// `--engine-cache`.
     engine_cache: Option<PathBuf>,
+    /// `--wasm-detect`.
+    wasm_detect: Option<Detect>,
 }
 
 impl Globals {
@@ -212,6 +220,9 @@ impl Globals {
         let mut settings = Settings::load(self.config.as_deref())?;
         if let Some(cache) = &self.engine_cache {
             settings.wasm.aot.cache = Some(cache.clone());
+        }
+        if let Some(detect) = self.wasm_detect {
+            settings.wasm.detect = detect;
         }
         Ok(settings)
     }
@@ -437,8 +448,13 @@ impl Call<'_> {
             root_given,
             driver,
             rootless,
-            config: absolute_option(args.config)?,
+            config: args.config.map(given_file).transpose()?,
             engine_cache: absolute_option(args.engine_cache)?,
+            wasm_detect: args
+                .wasm_detect
+                .map(|word| word.parse())
+                .transpose()
+                .map_err(Error::WasmDetect)?,
         })
     }
 }
@@ -525,6 +541,14 @@ fn absolute_option(path: Option<PathBuf>) -> Result<Option<PathBuf>, Error> {
     path.filter(|path| !path.as_os_str().is_empty())
         .map(|path| absolute(&path))
         .transpose()
+}
+
+/// The absolute path of a file that was named; that it was named by nothing is not overlooked.
+fn given_file(path: PathBuf) -> Result<PathBuf, Error> {
+    match path.as_os_str().is_empty() {
+        true => Ok(path),
+        false => absolute(&path),
+    }
 }
 
 fn preserve_fds(count: i32) -> Result<u32, Error> {

@@ -22,6 +22,7 @@ use crate::process::rdt::Resctrl;
 use crate::process::{self, Filter};
 use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
+use crate::wasm;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Hook, Hooks};
 use proa_executor::Hull;
@@ -190,7 +191,14 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     } = order;
     process::check_host(&plan.process)?;
-    let image = image::open(plan.hull, options.settings.wasm.engine_dir.as_deref())?;
+    if let Some(policy) = &mut plan.process.guest.policy {
+        wasm::plugins::resolve(policy)?;
+    }
+    let image = image::open_for(
+        &mut plan.hull,
+        &plan.process.guest,
+        options.settings.wasm.engine_dir.as_deref(),
+    )?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
@@ -252,7 +260,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     };
     making.rdt = plan.process.rdt.clone();
-    attendant
+    record.hull = attendant
         .until_created(&channel, early, &plan.process, image, || {
             run_parent_hooks(&plan.hooks, &record)
         })

@@ -15,7 +15,7 @@ use crate::process::{self, Filter};
 use crate::rootfs;
 use crate::state;
 use nix::errno::Errno;
-use proa_executor::Handler;
+use proa_executor::{Handler, Hull};
 use proa_sys::errno::Raw;
 use report::Report;
 use std::convert::Infallible;
@@ -144,7 +144,8 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     if notifies {
         seal(&handover, filter.as_ref(), native, report)?;
     }
-    report.created(handover.start_socket, |socket| {
+    let hull = if native { Hull::Native } else { Hull::Wasm };
+    report.created(hull, handover.start_socket, |socket| {
         // Not under a filter that an agent answers for.
         if !notifies {
             proa_sys::memory::wait_released(socket);
