@@ -45,8 +45,12 @@ const COMMANDS: &[(&str, &str)] = &[
     ("state", "output the state of a container"),
     ("update", "update container resource constraints"),
     ("features", "show the enabled features"),
+    ("wasm", "what concerns WebAssembly only: stats"),
     ("help, h", "Shows a list of commands or help for one command"),
 ];
+
+/// Verbs of more than one word.
+const SUB_COMMANDS: &[(&str, &str)] = &[("wasm stats", "show what a Wasm container's guest does and has done")];
 
 /// `{}` is the name that proa was called by.
 const GENERAL: &str = "\
@@ -69,6 +73,7 @@ COMMANDS:
 const GLOBAL: &str = "
 GLOBAL OPTIONS:
    --debug             enable debug logging
+   --log-level value   set how much is logged ('error', 'warning', 'info' or 'debug') (default: \"info\")
    --log value         set the log file to write proa logs to (default is '/dev/stderr')
    --log-format value  set the log format ('text' (default), or 'json') (default: \"text\")
    --root value        root directory for storage of container state (this should be located in tmpfs) (default: \"/run/proa\")
@@ -90,8 +95,24 @@ pub fn general() -> String {
     format!("{}{commands}{GLOBAL}", GENERAL.replace("{}", &launch::program()))
 }
 
+/// What `proa GROUP --help` prints.
+pub fn group(group: &str) -> String {
+    let program = launch::program();
+    let commands: String = SUB_COMMANDS
+        .iter()
+        .filter(|(name, _)| name.strip_prefix(group).is_some_and(|rest| rest.starts_with(' ')))
+        .map(|(name, about)| format!("   {name:<20}{about}\n"))
+        .collect();
+    let about = about(group).map_or(String::new(), |about| format!(" - {about}"));
+    format!("NAME:\n   {program} {group}{about}\n\nCOMMANDS:\n{commands}")
+}
+
 fn about(verb: &str) -> Option<&'static str> {
-    COMMANDS.iter().find(|(name, _)| *name == verb).map(|(_, about)| *about)
+    COMMANDS
+        .iter()
+        .chain(SUB_COMMANDS)
+        .find(|(name, _)| *name == verb)
+        .map(|(_, about)| *about)
 }
 
 /// What `proa VERB --help` prints.

@@ -27,10 +27,11 @@ mod start;
 mod state;
 mod units;
 mod update;
+mod wasm;
 
 use crate::cgroup::{self, Driver};
 use crate::state::Store;
-use crate::wasm::{self, Settings};
+use crate::wasm::{Settings, settings};
 use crate::{config, host, launch, logging};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
@@ -92,7 +93,7 @@ enum Error {
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error(transparent)]
-    Settings(#[from] wasm::settings::Error),
+    Settings(#[from] settings::Error),
     #[error(transparent)]
     Launch(#[from] launch::Error),
     #[error(transparent)]
@@ -111,6 +112,8 @@ enum Error {
     Spec(#[from] spec::SpecError),
     #[error(transparent)]
     Criu(#[from] checkpoint::CriuError),
+    #[error("container {0} has no Wasm guest")]
+    NoGuest(String),
 }
 
 impl From<crate::state::Refused> for Error {
@@ -165,6 +168,9 @@ struct GlobalArgs {
     /// Who makes cgroups ('cgroupfs', 'systemd' or 'disabled'): crun's, which podman gives
     #[arg(long)]
     cgroup_manager: Option<String>,
+    /// How much is logged ('error', 'warning', 'info' or 'debug'): crun's; --debug comes first
+    #[arg(long)]
+    log_level: Option<String>,
     /// Accepted for old callers: as with runc, it is the criu in PATH that is used
     #[arg(long, hide = true)]
     criu: Option<PathBuf>,
@@ -227,7 +233,7 @@ pub fn main() -> ExitCode {
 fn report(error: &Error) {
     if let Error::UnknownVerb(_) | Error::Argv(_) | Error::NotUnicode(_) | Error::Log(_) = error {
         // These can come before the log is set up; then it is stderr. If it is set up, this is refused, and not needed.
-        logging::init(None, logging::Format::Text, false).ok();
+        logging::init(None, logging::Format::Text, tracing::Level::INFO).ok();
     }
     let (file, told) = (logging::to_file(), error.is_told());
     if file || !told {
@@ -271,6 +277,7 @@ fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
         "spec" => call.run("spec", Exactly(0), None, spec::run),
         "features" => call.run("features", Exactly(0), None, features::run),
         "checkpoint" => call.run("checkpoint", Exactly(1), None, checkpoint::run),
+        "wasm" => wasm::dispatch(&call),
         "restore" => call.run("restore", Exactly(1), None, restore::run),
         "help" | "h" => match rest.first() {
             None => print(help::general().as_bytes()),
@@ -312,6 +319,21 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// The next word, a sub-verb's name, and the call of that one; an empty word if there is none.
+    fn next(&self) -> (&str, Call<'_>) {
+        let (verb, rest) = match self.args.split_first() {
+            Some((verb, rest)) => (verb.as_str(), rest),
+            None => ("", self.args),
+        };
+        let call = Call {
+            program: self.program,
+            globals: self.globals.clone(),
+            typed: self.typed.clone(),
+            args: rest,
+        };
+        (verb, call)
+    }
+
     fn run<A: Args>(
         &self,
         verb: &'static str,
@@ -382,7 +404,12 @@ impl Call<'_> {
         let args = GlobalArgs::from_arg_matches(&matches).map_err(value_error)?;
         let format = args.common.log_format.as_deref().unwrap_or_default().parse()?;
         let file = args.common.log.as_deref().filter(|path| !path.as_os_str().is_empty());
-        logging::init(file, format, args.common.debug)?;
+        let level = match (&args.log_level, args.common.debug) {
+            (_, true) => tracing::Level::DEBUG,
+            (Some(name), false) => logging::level(name)?,
+            (None, false) => tracing::Level::INFO,
+        };
+        logging::init(file, format, level)?;
         let root_given = args.common.root.is_some();
         let root = match args.common.root {
             Some(root) => given_root(&root)?,
@@ -536,6 +563,7 @@ mod tests {
         verb_command::<liboci_cli::Ps>("ps").debug_assert();
         verb_command::<liboci_cli::Spec>("spec").debug_assert();
         verb_command::<liboci_cli::Delete>("delete").debug_assert();
+        verb_command::<wasm::stats::StatsArgs>("wasm stats").debug_assert();
     }
 
     #[test]

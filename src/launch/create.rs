@@ -312,6 +312,7 @@ impl Spawning<'_> {
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
+        birth.title = spawn::title_room(plan.hull, &plan.process.guest.args);
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));

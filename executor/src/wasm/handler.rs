@@ -6,7 +6,7 @@ use super::files::Files;
 use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
-use super::process::OwnMemory;
+use super::process::{OwnMemory, Title};
 use super::watch::{Sample, Watch};
 use super::{engine, names, network, process};
 use crate::locate::ENGINE_DIR;
@@ -17,7 +17,7 @@ use crate::{Error, Guest, Handler};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -53,6 +53,7 @@ struct Module {
     library: Library,
     progress: Progress,
     own_memory: OwnMemory,
+    title: Option<Title>,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
 }
@@ -101,6 +102,7 @@ impl WasmHandler {
                     library,
                     progress,
                     own_memory: OwnMemory::open(),
+                    title: Title::find(),
                     strings: None,
                 })))
             }
@@ -303,6 +305,9 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     strings.files.enforce()?;
     network::enforce(guest)?;
     // Its thread inherits what holds for this one.
+    if let Some(title) = &module.title {
+        title.set(&name_of(&strings.args[0]), &strings.args);
+    }
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
     watch.observe();
@@ -316,6 +321,13 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     let end = ended.unwrap_or_else(|| machine.execute("_start"));
     watch.look();
     Ok(finish(end, progress.page, &limits, path))
+}
+
+/// The name of a program's file, which the kernel cuts to 15 bytes.
+fn name_of(program: &CStr) -> CString {
+    let bytes = program.to_bytes();
+    let start = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+    CString::new(&bytes[start..]).unwrap_or_default()
 }
 
 /// Notes how the guest ended, says on its stderr what stopped it, and returns the exit status.
