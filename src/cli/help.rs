@@ -40,17 +40,33 @@ const COMMANDS: &[(&str, &str)] = &[
     ("restore", "restore a container from a previous checkpoint"),
     ("resume", "resumes all processes that have been previously paused"),
     ("run", "create and run a container"),
+    (
+        "setup",
+        "print or write the configuration by which a container manager uses proa, or a RuntimeClass",
+    ),
     ("spec", "create a new specification file"),
     ("start", "executes the user defined process in a created container"),
     ("state", "output the state of a container"),
     ("update", "update container resource constraints"),
     ("features", "show the enabled features"),
-    ("wasm", "what concerns WebAssembly only: stats"),
+    ("wasm", "what concerns WebAssembly only: compile, cache, stats"),
     ("help, h", "Shows a list of commands or help for one command"),
 ];
 
 /// Verbs of more than one word.
-const SUB_COMMANDS: &[(&str, &str)] = &[("wasm stats", "show what a Wasm container's guest does and has done")];
+const SUB_COMMANDS: &[(&str, &str)] = &[
+    (
+        "wasm compile",
+        "compile a module ahead of time, into the cache or a file",
+    ),
+    ("wasm cache ls", "list the cache of compiled code"),
+    ("wasm cache rm", "remove entries of the cache of compiled code"),
+    (
+        "wasm cache prune",
+        "remove what is old or too much in the cache of compiled code",
+    ),
+    ("wasm stats", "show what a Wasm container's guest does and has done"),
+];
 
 /// `{}` is the name that proa was called by.
 const GENERAL: &str = "\
@@ -82,6 +98,7 @@ GLOBAL OPTIONS:
    --rootless value    ignore cgroup permission errors ('true', 'false', or 'auto') (default: \"auto\")
    --config value      configuration file (default: \"/etc/proa/config.toml\", if there is one)
    --engine-cache value  where WebAssembly compiled ahead of time is kept (default: \"/var/lib/proa/aot\")
+   --wasm-detect value  which entrypoints are WebAssembly without an annotation: 'annotation' (none), 'name' (*.wasm), or 'auto' (by content)
    --help, -h          show help
    --version, -v       print the version
 ";
@@ -149,7 +166,7 @@ mod tests {
     #[test]
     fn every_command_is_listed() {
         let text = general();
-        for verb in ["create", "features", "restore", "--rootless"] {
+        for verb in ["create", "features", "restore", "setup", "--rootless"] {
             assert!(text.contains(&format!("   {verb}")), "{verb}");
         }
     }

@@ -21,6 +21,7 @@ mod pause;
 mod ps;
 mod restore;
 mod run;
+mod setup;
 mod signals;
 mod spec;
 mod start;
@@ -32,10 +33,11 @@ mod wasm;
 use crate::cgroup::{self, Driver};
 use crate::state::Store;
 use crate::wasm::{Settings, settings};
-use crate::{config, host, launch, logging};
+use crate::{config, host, launch, logging, managers};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
 use proa_executor::native::NativeHandler;
+use proa_executor::recognise::Detect;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
@@ -68,6 +70,8 @@ enum Error {
     Rootless(String),
     #[error("invalid value {0:?} for --cgroup-manager: must be cgroupfs, systemd or disabled")]
     CgroupManager(String),
+    #[error("invalid value for --wasm-detect: {0}")]
+    WasmDetect(String),
     #[error("{call} {path}: {source}", path = path.display())]
     Path {
         call: &'static str,
@@ -111,9 +115,23 @@ enum Error {
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
     #[error(transparent)]
+    Setup(#[from] setup::SetupError),
+    #[error(transparent)]
+    Managers(#[from] managers::Error),
+    #[error(transparent)]
     Criu(#[from] checkpoint::CriuError),
     #[error("container {0} has no Wasm guest")]
     NoGuest(String),
+    #[error("wasm compile {module}: {source}", module = module.display())]
+    Compile { module: PathBuf, source: Box<Error> },
+    #[error(transparent)]
+    Cache(#[from] proa_executor::aot::Error),
+    #[error("wasm cache rm: name entries, or all of them by --all")]
+    NoEntry,
+    #[error("wasm cache: no entry whose key begins with {0:?} (at least 8 digits)")]
+    UnknownEntry(String),
+    #[error("wasm cache: entries of several modules begin with {0:?}")]
+    AmbiguousEntry(String),
 }
 
 impl From<crate::state::Refused> for Error {
@@ -180,6 +198,9 @@ struct GlobalArgs {
     /// Where code that was compiled ahead of time is kept (default: /var/lib/proa/aot)
     #[arg(long)]
     engine_cache: Option<PathBuf>,
+    /// How an entrypoint that nothing marks is recognised ('annotation', 'name' or 'auto'; default: the file's wasm.detect)
+    #[arg(long)]
+    wasm_detect: Option<String>,
 }
 
 /// What the global flags resolve to on this host.
@@ -194,6 +215,8 @@ struct Globals {
     config: Option<PathBuf>,
     /// `--engine-cache`.
     engine_cache: Option<PathBuf>,
+    /// `--wasm-detect`.
+    wasm_detect: Option<Detect>,
 }
 
 impl Globals {
@@ -202,6 +225,9 @@ impl Globals {
         let mut settings = Settings::load(self.config.as_deref())?;
         if let Some(cache) = &self.engine_cache {
             settings.wasm.aot.cache = Some(cache.clone());
+        }
+        if let Some(detect) = self.wasm_detect {
+            settings.wasm.detect = detect;
         }
         Ok(settings)
     }
@@ -275,6 +301,7 @@ fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
         "update" => call.run("update", Exactly(1), None, update::run),
         "events" => call.run("events", Exactly(1), None, events::run),
         "spec" => call.run("spec", Exactly(0), None, spec::run),
+        "setup" => call.run("setup", Exactly(1), None, setup::run),
         "features" => call.run("features", Exactly(0), None, features::run),
         "checkpoint" => call.run("checkpoint", Exactly(1), None, checkpoint::run),
         "wasm" => wasm::dispatch(&call),
@@ -431,8 +458,13 @@ impl Call<'_> {
             root_given,
             driver,
             rootless,
-            config: absolute_option(args.config)?,
+            config: args.config.map(given_file).transpose()?,
             engine_cache: absolute_option(args.engine_cache)?,
+            wasm_detect: args
+                .wasm_detect
+                .map(|word| word.parse())
+                .transpose()
+                .map_err(Error::WasmDetect)?,
         })
     }
 }
@@ -521,6 +553,14 @@ fn absolute_option(path: Option<PathBuf>) -> Result<Option<PathBuf>, Error> {
         .transpose()
 }
 
+/// The absolute path of a file that was named; that it was named by nothing is not overlooked.
+fn given_file(path: PathBuf) -> Result<PathBuf, Error> {
+    match path.as_os_str().is_empty() {
+        true => Ok(path),
+        false => absolute(&path),
+    }
+}
+
 fn preserve_fds(count: i32) -> Result<u32, Error> {
     u32::try_from(count).map_err(|_| Error::PreserveFds(count))
 }
@@ -559,6 +599,7 @@ mod tests {
         verb_command::<kill::KillArgs>("kill").debug_assert();
         verb_command::<update::UpdateArgs>("update").debug_assert();
         verb_command::<events::EventsArgs>("events").debug_assert();
+        verb_command::<setup::SetupArgs>("setup").debug_assert();
         verb_command::<liboci_cli::List>("list").debug_assert();
         verb_command::<liboci_cli::Ps>("ps").debug_assert();
         verb_command::<liboci_cli::Spec>("spec").debug_assert();

@@ -5,6 +5,7 @@
 //! ```
 
 use super::channel::{Channel, Message};
+use super::code::{CacheDesk, Desk, Site};
 use super::handover::{Handover, Middle};
 use super::hooks;
 use super::image::{self, Image};
@@ -21,6 +22,7 @@ use crate::process::rdt::Resctrl;
 use crate::process::{self, Filter};
 use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
+use crate::wasm;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Hook, Hooks};
 use proa_executor::Hull;
@@ -137,8 +139,66 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     sdnotify::offer(&mut config.spec, &store.dir(&options.id)?)?;
     let host = Host::probe(options.rootless, options.driver == cgroup::Driver::Systemd);
     let mut plan = parent::resolve(&config, &host, options)?;
+    let site = Site {
+        store: store.clone(),
+        driver: options.driver,
+        rootless: options.rootless,
+    };
+    let cache = CacheDesk::open(&mut plan.process.guest, &options.settings, site);
+    let order = Order {
+        config,
+        host,
+        plan,
+        start,
+        detach,
+        preserve,
+        inherit: cache.iter().map(AsRawFd::as_raw_fd).collect(),
+        code: cache.as_ref().map(|cache| cache as &dyn Desk),
+    };
+    make(store, options, order)
+}
+
+/// What is to be made.
+pub(super) struct Order<'a> {
+    /// The configuration, to be stored.
+    pub config: Config,
+    /// The host it was resolved for.
+    pub host: Host,
+    /// The configuration resolved.
+    pub plan: Plan,
+    /// Who will start it.
+    pub start: StartBy,
+    /// Whether nobody waits for its end.
+    pub detach: bool,
+    /// How many descriptors after stdio its program inherits.
+    pub preserve: u32,
+    /// Further descriptors that its init inherits, under the same numbers.
+    pub inherit: Vec<RawFd>,
+    /// Who has compiled code for it.
+    pub code: Option<&'a dyn Desk>,
+}
+
+/// Carries an order out; of `options` only what comes after resolving counts.
+pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> Result<Created, Error> {
+    let Order {
+        config,
+        host,
+        mut plan,
+        start,
+        detach,
+        preserve,
+        inherit,
+        code,
+    } = order;
     process::check_host(&plan.process)?;
-    let image = image::open(plan.hull, options.settings.wasm.engine_dir.as_deref())?;
+    if let Some(policy) = &mut plan.process.guest.policy {
+        wasm::plugins::resolve(policy)?;
+    }
+    let image = image::open_for(
+        &mut plan.hull,
+        &plan.process.guest,
+        options.settings.wasm.engine_dir.as_deref(),
+    )?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
@@ -172,6 +232,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         console: offer.for_init.as_ref(),
         start: socket.as_ref(),
         preserve,
+        inherit: &inherit,
         filter: filter.as_ref(),
         lock: reservation.lock_number(),
         sources: &sources,
@@ -196,9 +257,10 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         listener: parent::listener(&config),
         status: "creating",
         sources: Some(&sources),
+        code,
     };
     making.rdt = plan.process.rdt.clone();
-    attendant
+    record.hull = attendant
         .until_created(&channel, early, &plan.process, image, || {
             run_parent_hooks(&plan.hooks, &record)
         })
@@ -237,6 +299,7 @@ impl Created {
             listener: parent::listener(&self.config),
             status: "creating",
             sources: None,
+            code: None,
         }
         .until_running(&self.channel)?;
         if let Some(reservation) = &self.making.reservation {
@@ -257,6 +320,7 @@ struct Spawning<'a> {
     console: Option<&'a OwnedFd>,
     start: Option<&'a OwnedFd>,
     preserve: u32,
+    inherit: &'a [RawFd],
     filter: Option<&'a Filter>,
     lock: Option<RawFd>,
     sources: &'a Sources,
@@ -312,7 +376,7 @@ impl Spawning<'_> {
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
-        birth.title = spawn::title_room(plan.hull, &plan.process.guest.args);
+        birth.title = spawn::title_room(&plan.process.guest);
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));
@@ -328,7 +392,7 @@ impl Spawning<'_> {
             if settling.map_ids {
                 parent::tell_go(&channel)?;
             }
-            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref())?;
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), None)?;
         }
         if settling.attach {
             cgroup.attach(child.pid, "/")?;
@@ -348,6 +412,7 @@ impl Spawning<'_> {
         inherit.extend(joins.iter().map(|(_, fd)| number(fd)));
         inherit.extend(self.console.into_iter().chain(self.start).chain(self.page).map(number));
         inherit.extend(3..3 + self.preserve as RawFd);
+        inherit.extend(self.inherit);
         let new = plan.cloned_namespaces();
         if !settling.middle {
             return (

@@ -1,6 +1,7 @@
 //! What the parent of a new process does, whether the process is a container's first or an `exec`'s.
 
 use super::channel::{Channel, Message};
+use super::code::Desk;
 use super::image::Image;
 use super::{CreateOptions, Error, hooks};
 use crate::cgroup;
@@ -17,6 +18,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hooks, LinuxSeccomp};
+use proa_executor::Hull;
 use proa_sys::clone::Child;
 use proa_sys::errno::Raw;
 use std::io::{IoSlice, Write};
@@ -143,6 +145,8 @@ pub struct Attendant<'a> {
     pub status: &'static str,
     /// What was opened for a container that is being created.
     pub sources: Option<&'a Sources>,
+    /// Who has compiled code.
+    pub code: Option<&'a dyn Desk>,
 }
 
 impl Attendant<'_> {
@@ -174,12 +178,19 @@ impl Attendant<'_> {
                 )?;
                 tell_go(channel)?;
             }
+            Message::Code(number, key, target) => {
+                let desk = self.code.ok_or(Error::UnexpectedCode)?;
+                match desk.find(&key, &target, &|| descriptor_of(self.pid, number))? {
+                    true => tell_go(channel)?,
+                    false => tell(channel, &Message::Without)?,
+                }
+            }
             other => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
         }
         Ok(())
     }
 
-    /// Waits until init has set the container up; `mounted` runs the hooks that are due in between. `early` is what it
+    /// Waits until init has set the container up, and learns by what its program is going to run; `mounted` runs the hooks that are due in between. `early` is what it
     /// said already.
     ///
     /// `image` is what init was executed from. To close it is to unmount it, which waits for every CPU to pass a quiescent
@@ -191,7 +202,7 @@ impl Attendant<'_> {
         plan: &process::Plan,
         image: Image,
         mut mounted: impl FnMut() -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    ) -> Result<Hull, Error> {
         let mut image = Some(image);
         let mut early = early.into_iter();
         loop {
@@ -200,7 +211,7 @@ impl Attendant<'_> {
                 None => channel.receive()?,
             };
             match message {
-                Some(Message::Created) => return Ok(()),
+                Some(Message::Created(hull)) => return Ok(hull),
                 Some(Message::Ready) => {
                     process::tune(plan, self.pid)?;
                     tell_go(channel)?;
@@ -227,7 +238,11 @@ impl Attendant<'_> {
 
 /// Tells the process to go on. If it is gone, its last word is the reason.
 pub fn tell_go(channel: &Channel) -> Result<(), Error> {
-    match channel.send(&Message::Go) {
+    tell(channel, &Message::Go)
+}
+
+fn tell(channel: &Channel, message: &Message) -> Result<(), Error> {
+    match channel.send(message) {
         Err(super::channel::Error::Call {
             errno: Errno::EPIPE, ..
         }) => {}
@@ -308,11 +323,13 @@ impl Drop for Newborn {
 }
 
 /// Learns which process the one in the middle made, reaps that one, and takes charge of the other. Returns also what the
-/// other said before the one in the middle came to speak. `middle` is that one's pidfd.
+/// other said before the one in the middle came to speak. `middle` is that one's pidfd. What it asks of its own, before it has
+/// made the other, is answered by `serve`, if given; else only the other asks.
 pub fn replace_middle(
     channel: &Channel,
     newborn: &mut Newborn,
     middle: Option<&OwnedFd>,
+    serve: Option<&dyn Fn(Pid, Message) -> Result<(), Error>>,
 ) -> Result<(Child, Vec<Message>), Error> {
     let mut early = Vec::new();
     let pid = loop {
@@ -320,6 +337,10 @@ pub fn replace_middle(
         match channel.receive()? {
             Some(Message::Child(pid)) => break Pid::from_raw(pid),
             Some(Message::Failed(text)) => return Err(Error::Init(text)),
+            Some(message @ Message::Code(..)) => match (serve, newborn.0) {
+                (Some(serve), Some(middle)) => serve(middle, message)?,
+                _ => early.push(message),
+            },
             Some(message) => early.push(message),
             None => return Err(Error::InitGone),
         }

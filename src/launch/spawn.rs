@@ -6,7 +6,7 @@ use super::image::Image;
 use crate::cgroup;
 use crate::namespace::{self, Kind};
 use nix::errno::Errno;
-use proa_executor::Hull;
+use proa_executor::Guest;
 use proa_sys::clone::{Child, Clone, Side};
 use proa_sys::errno::Raw;
 use std::convert::Infallible;
@@ -157,10 +157,11 @@ const TITLE_MAX: usize = 4096;
 
 /// How many bytes the arguments of a guest take, where its own process shows them in place of the init image's: Linux shows
 /// the memory in which execve(2) has put the arguments, and that can't grow.
-pub fn title_room(hull: Hull, args: &[String]) -> usize {
-    match hull {
-        Hull::Native => 0,
-        Hull::Wasm => args.iter().map(|arg| arg.len() + 1).sum::<usize>().min(TITLE_MAX),
+pub fn title_room(guest: &Guest) -> usize {
+    match guest.policy {
+        // A Linux program: execve(2) puts its own there.
+        None => 0,
+        Some(_) => guest.args.iter().map(|arg| arg.len() + 1).sum::<usize>().min(TITLE_MAX),
     }
 }
 
@@ -251,8 +252,15 @@ mod tests {
             argv.iter().map(|arg| arg.as_bytes_with_nul().len()).sum::<usize>()
         };
         assert_eq!([0, 9, 10, 11, 12, 4096].map(bytes), [10, 10, 10, 11, 12, 4096]);
-        assert_eq!(title_room(Hull::Wasm, &["/a.wasm".into(), "-x".into()]), 11);
-        assert_eq!(title_room(Hull::Wasm, &["x".repeat(5000)]), TITLE_MAX);
-        assert_eq!(title_room(Hull::Native, &["x".into()]), 0);
+        let mut guest = Guest {
+            args: vec!["/a.wasm".into(), "-x".into()],
+            policy: Some(Box::default()),
+            ..Guest::default()
+        };
+        assert_eq!(title_room(&guest), 11);
+        guest.args = vec!["x".repeat(5000)];
+        assert_eq!(title_room(&guest), TITLE_MAX);
+        guest.policy = None;
+        assert_eq!(title_room(&guest), 0);
     }
 }

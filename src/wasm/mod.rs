@@ -2,8 +2,9 @@
 //! how the two together become the [`proa_executor::policy::Policy`] of one container ([`annotations`]).
 
 pub mod annotations;
+pub mod plugins;
 pub mod settings;
-mod units;
+pub mod units;
 
 pub use settings::Settings;
 

@@ -6,18 +6,21 @@
 //! (one integer register in both calling conventions that matter, x86-64 and AArch64, whose callee reads the low half in
 //! 0.14; the values passed fit in 17 bits), and `MemoryInstanceGetPageSize` returns one (of which the lower half is read).
 //! Enumerations were renumbered (proposals, error codes of the loader and the validator), so of those only the result codes
-//! 0, 1 and 3 are used, equal in both.
+//! 0, 1 and 3 are used, equal in both. Run modes came with 0.16: before, code that was compiled ahead of time is run unless
+//! the interpreter is forced.
 //!
 //! Nothing that is created here is deleted but what was parsed: the process ends with the guest.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// `WasmEdge_ErrCode_Terminated`: the guest called `proc_exit`.
 const TERMINATED: u32 = 1;
+/// `WasmEdge_RunMode_AOT`.
+const RUN_COMPILED: c_int = 2;
 /// `WasmEdge_ErrCode_CostLimitExceeded`.
 const OUT_OF_FUEL: u32 = 3;
 
@@ -39,28 +42,43 @@ struct RawString {
     bytes: *const c_char,
 }
 
-/// Declares the table of functions and how it is filled.
+/// Declares the table of functions and how it is filled. Those that are `[optional]` are not in every version.
 macro_rules! functions {
-    ($($field:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
-        struct Functions { $($field: unsafe extern "C" fn($($argument),*) $(-> $result)?,)* }
+    ($($field:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*
+     $([optional] $extra:ident = $extra_symbol:literal: fn($($extra_argument:ty),*);)*) => {
+        struct Functions {
+            $($field: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+            $($extra: Option<unsafe extern "C" fn($($extra_argument),*)>,)*
+        }
 
         impl Functions {
             /// Fills the table; the error is the name of the function that is missing.
             fn resolve(handle: Object) -> Result<Self, &'static str> {
-                Ok(Self { $($field: {
-                    const NAME: &CStr = $symbol;
-                    // SAFETY: the handle came from dlopen and is never closed; the name ends with a zero byte.
-                    let address = unsafe { libc::dlsym(handle, NAME.as_ptr()) };
-                    if address.is_null() {
-                        return Err(NAME.to_str().unwrap_or_default());
-                    }
-                    // SAFETY: the library's headers declare a function of this name with the type of the field (see
-                    // the head of this file), and an object and a function pointer are of one size wherever dlsym is.
-                    unsafe { std::mem::transmute::<Object, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address) }
-                },)* })
+                Ok(Self {
+                    $($field: {
+                        let address = symbol(handle, $symbol).ok_or($symbol.to_str().unwrap_or_default())?;
+                        // SAFETY: the library's headers declare a function of this name with the type of the field (see
+                        // the head of this file), and an object and a function pointer are of one size wherever dlsym
+                        // is.
+                        unsafe {
+                            std::mem::transmute::<Object, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address)
+                        }
+                    },)*
+                    $($extra: symbol(handle, $extra_symbol).map(|address| {
+                        // SAFETY: as above.
+                        unsafe { std::mem::transmute::<Object, unsafe extern "C" fn($($extra_argument),*)>(address) }
+                    }),)*
+                })
             }
         }
     };
+}
+
+/// The address of a symbol of the library `handle`.
+fn symbol(handle: Object, name: &'static CStr) -> Option<Object> {
+    // SAFETY: the handle came from dlopen and is never closed; the name ends with a zero byte.
+    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    (!address.is_null()).then_some(address)
 }
 
 functions! {
@@ -82,6 +100,7 @@ functions! {
     store_create = c"WasmEdge_StoreCreate": fn() -> Object;
     loader_create = c"WasmEdge_LoaderCreate": fn(Object) -> Object;
     loader_parse = c"WasmEdge_LoaderParseFromBuffer": fn(Object, *mut Object, *const u8, u32) -> RawResult;
+    loader_parse_file = c"WasmEdge_LoaderParseFromFile": fn(Object, *mut Object, *const c_char) -> RawResult;
     validator_create = c"WasmEdge_ValidatorCreate": fn(Object) -> Object;
     validator_validate = c"WasmEdge_ValidatorValidate": fn(Object, Object) -> RawResult;
     executor_create = c"WasmEdge_ExecutorCreate": fn(Object, Object) -> Object;
@@ -95,11 +114,23 @@ functions! {
         fn(*const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32) -> Object;
     wasi_init = c"WasmEdge_ModuleInstanceInitWASI":
         fn(Object, *const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32);
+    plugin_load = c"WasmEdge_PluginLoadFromPath": fn(*const c_char);
+    plugin_count = c"WasmEdge_PluginListPluginsLength": fn() -> u32;
+    plugin_list = c"WasmEdge_PluginListPlugins": fn(*mut RawString, u32) -> u32;
+    plugin_find = c"WasmEdge_PluginFind": fn(RawString) -> Object;
+    plugin_modules_count = c"WasmEdge_PluginListModuleLength": fn(Object) -> u32;
+    plugin_modules = c"WasmEdge_PluginListModule": fn(Object, *mut RawString, u32) -> u32;
+    plugin_create_module = c"WasmEdge_PluginCreateModule": fn(Object, RawString) -> Object;
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
+    [optional] configure_run_mode = c"WasmEdge_ConfigureSetRunMode": fn(Object, c_int);
 }
+
+mod build;
+mod compiler;
 
 /// The loaded library, silenced.
 pub struct Library {
+    handle: Object,
     functions: Functions,
 }
 
@@ -199,20 +230,77 @@ impl Library {
     /// Loads `name`, a path or a bare name that the dynamic loader looks for.
     pub fn load(name: &CStr) -> Result<Self, LoadError> {
         let object = SharedObject::load(name).map_err(LoadError::Load)?;
-        let functions = Functions::resolve(object.handle).map_err(LoadError::Symbol)?;
+        let handle = object.handle;
+        let functions = Functions::resolve(handle).map_err(LoadError::Symbol)?;
         // Its functions are called until the process ends.
         std::mem::forget(object);
-        let library = Self { functions };
+        let library = Self { handle, functions };
         // Its log goes to stdout by default, which is the guest's.
         // SAFETY: takes nothing, returns nothing.
         unsafe { (library.functions.log_off)() };
         Ok(library)
     }
 
+    /// Loads a plugin, whose modules every machine that is made from then on has, and says whether there is one in that file. It is
+    /// native code, and its initialisers are run.
+    pub fn load_plugin(&self, path: &CStr) -> bool {
+        // SAFETY: takes nothing, returns a number.
+        let before = unsafe { (self.functions.plugin_count)() };
+        // SAFETY: the path ends with a zero byte. What is loaded is a file that the administrator named, and that the caller
+        // has found to be nobody else's.
+        unsafe { (self.functions.plugin_load)(path.as_ptr()) };
+        // SAFETY: as above.
+        unsafe { (self.functions.plugin_count)() > before }
+    }
+
+    /// Makes an instance of each module of each plugin that is loaded.
+    fn plugin_modules(&self) -> Result<Vec<Object>, Failure> {
+        let functions = &self.functions;
+        let mut made = Vec::new();
+        // SAFETY: takes nothing, returns a number.
+        let count = unsafe { (functions.plugin_count)() };
+        // SAFETY: writes at most `count` strings, which are the library's own and live as long as the plugin does.
+        let plugins = unsafe { names(count, |to| (functions.plugin_list)(to, count)) };
+        for plugin in plugins {
+            // SAFETY: a string of the library; the plugin that it finds is never unloaded.
+            let plugin = unsafe { (functions.plugin_find)(plugin) };
+            // SAFETY: takes a plugin or null, returns a number.
+            let count = unsafe { (functions.plugin_modules_count)(plugin) };
+            // SAFETY: as for the plugins.
+            let modules = unsafe { names(count, |to| (functions.plugin_modules)(plugin, to, count)) };
+            for module in modules {
+                // SAFETY: a plugin, and the name of one of its modules.
+                let instance = unsafe { (functions.plugin_create_module)(plugin, module) };
+                if instance.is_null() {
+                    return Err(Failure {
+                        message: "WasmEdge_PluginCreateModule failed".to_owned(),
+                    });
+                }
+                made.push(instance);
+            }
+        }
+        Ok(made)
+    }
+
     /// The library's version, like `0.17.1`.
     pub fn version(&self) -> String {
         // SAFETY: returns a static string.
         unsafe { text((self.functions.version_get)()) }
+    }
+
+    /// A configuration for interpreting, or for running code that was compiled ahead of time.
+    fn configure(&self, compiled: bool) -> Result<Object, Failure> {
+        let functions = &self.functions;
+        // SAFETY: the object is created here, checked, and used by functions that are declared for it.
+        unsafe {
+            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
+            if !compiled {
+                (functions.configure_interpreter)(configure, true);
+            } else if let Some(run_mode) = functions.configure_run_mode {
+                run_mode(configure, RUN_COMPILED);
+            }
+            Ok(configure)
+        }
     }
 
     fn check(&self, result: RawResult) -> Result<(), Failure> {
@@ -230,12 +318,13 @@ impl Library {
     }
 }
 
-/// Everything that one module needs to run, with WASI, interpreted.
+/// Everything that one module needs to run, with WASI.
 ///
 /// Not the engine's own "VM", which puts the same parts together: that one also makes the host modules of every plugin the
 /// engine knows of, in case the guest imports one, which takes four times as long as all of this.
 pub struct Machine<'library> {
     library: &'library Library,
+    compiled: bool,
     store: Object,
     loader: Object,
     validator: Object,
@@ -251,14 +340,14 @@ pub struct Machine<'library> {
 }
 
 impl<'library> Machine<'library> {
-    /// Makes one that can parse and validate.
-    pub fn new(library: &'library Library) -> Result<Self, Failure> {
+    /// Makes one that can parse and validate. Only if it is to be `compiled` will it take code that was compiled ahead of
+    /// time, and run it.
+    pub fn new(library: &'library Library, compiled: bool) -> Result<Self, Failure> {
         let functions = &library.functions;
         // SAFETY: the objects are created here and used by the functions that are declared for them; null is checked
         // before use; arrays of length 0 are not looked at.
         unsafe {
-            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
-            (functions.configure_interpreter)(configure, true);
+            let configure = library.configure(compiled)?;
             let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
             let gauge = Gauge {
                 statistics: null_mut(),
@@ -268,6 +357,7 @@ impl<'library> Machine<'library> {
             };
             Ok(Self {
                 library,
+                compiled,
                 store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
                 loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
                 validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
@@ -286,8 +376,7 @@ impl<'library> Machine<'library> {
         let functions = &self.library.functions;
         // SAFETY: as for `new`; null statistics are none, which only who counts needs.
         unsafe {
-            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
-            (functions.configure_interpreter)(configure, true);
+            let configure = self.library.configure(self.compiled)?;
             if let Some(pages) = pages {
                 (functions.configure_pages)(configure, pages.into());
             }
@@ -317,8 +406,11 @@ impl<'library> Machine<'library> {
                 memory: AtomicPtr::new(null_mut()),
                 pages: functions.memory_pages,
             }));
-            self.library
-                .check((functions.executor_register)(self.executor, self.store, self.wasi))
+            for module in [self.wasi].into_iter().chain(self.library.plugin_modules()?) {
+                self.library
+                    .check((functions.executor_register)(self.executor, self.store, module))?;
+            }
+            Ok(())
         }
     }
 
@@ -334,6 +426,16 @@ impl<'library> Machine<'library> {
         // field of this object.
         self.library
             .check(unsafe { parse(self.loader, &mut self.module, module.as_ptr(), length) })
+    }
+
+    /// Maps the library `path`, code that was compiled ahead of time, and parses the module that is kept in it. The dynamic
+    /// loader takes a path for one only if there is a slash in it.
+    pub fn load_compiled(&mut self, path: &CStr) -> Result<(), Failure> {
+        let parse = self.library.functions.loader_parse_file;
+        // SAFETY: the loader lives; the path ends with a zero byte and outlives the call; the result goes to a field of this
+        // object. That the library's own initialisers may be run is for the caller to judge.
+        self.library
+            .check(unsafe { parse(self.loader, &mut self.module, path.as_ptr()) })
     }
 
     /// Validates what was loaded.
@@ -447,6 +549,21 @@ fn name(text: &'static str) -> RawString {
         length: text.len() as u32,
         bytes: text.as_ptr().cast(),
     }
+}
+
+/// The strings that `list` writes to where it is told, `count` at most.
+///
+/// # Safety
+/// `list` writes no more than `count`, and returns how many there are.
+unsafe fn names(count: u32, list: impl FnOnce(*mut RawString) -> u32) -> Vec<RawString> {
+    let none = RawString {
+        length: 0,
+        bytes: null(),
+    };
+    let mut names = vec![none; count as usize];
+    let written = list(names.as_mut_ptr());
+    names.truncate(written as usize);
+    names
 }
 
 /// What went wrong in the last call of the dl family.

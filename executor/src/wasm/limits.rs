@@ -25,6 +25,14 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// Those that code which was compiled ahead of time has in it.
+    pub fn of_code(options: &crate::aot::Options) -> Self {
+        Self {
+            table_elements: options.table_elements,
+            ..Self::default()
+        }
+    }
+
     /// Those of `guest`.
     pub fn of(guest: &Guest) -> Self {
         let limits = guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default();
@@ -91,17 +99,22 @@ pub struct Prepared {
     pub survey: Survey,
 }
 
-/// Puts what the engine has no option for into the module itself.
-pub fn prepare(mut bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal> {
+/// Puts what the engine has no option for into the module itself. Code that the module brings along is still in it.
+pub fn prepare(bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal> {
+    let prepared = prepare_any(bytes, bounds)?;
+    bounds.check_start(&prepared.survey)?;
+    Ok(prepared)
+}
+
+/// As [`prepare`], of a module that need not be run.
+pub fn prepare_any(mut bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal> {
     let mut survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
-    bounds.check_start(&survey)?;
     if let Some(limit) = bounds.table_elements
         && let Some(bounded) = tables::bound(&bytes, &survey, limit)?
     {
         bytes = bounded.module;
         survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
     }
-    module::hide_aot(&mut bytes, &survey.aot);
     Ok(Prepared { bytes, survey })
 }
 

@@ -3,9 +3,17 @@
 
 #[cfg(feature = "engine")]
 mod binding;
+pub mod binfmt;
+#[cfg(feature = "engine")]
 mod calls;
 #[cfg(feature = "engine")]
+mod code;
+#[cfg(feature = "engine")]
+mod compile;
+#[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "engine")]
+mod entrypoint;
 #[cfg(feature = "engine")]
 mod files;
 #[cfg(feature = "engine")]
@@ -22,6 +30,10 @@ mod network;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
+#[cfg(feature = "engine")]
+mod progress;
+#[cfg(feature = "engine")]
+mod relative;
 #[cfg(feature = "engine")]
 pub mod stand_in;
 #[cfg(feature = "engine")]

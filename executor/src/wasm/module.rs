@@ -18,7 +18,8 @@ pub const AOT_SECTION: &[u8] = b"wasmedge";
 /// The module that WasmEdge offers for WASI.
 const WASI: &str = "wasi_snapshot_preview1";
 
-const MAGIC: &[u8] = b"\0asm";
+/// How every module, and every component, begins.
+pub const MAGIC: &[u8; 4] = b"\0asm";
 const CORE: [u8; 4] = [1, 0, 0, 0];
 
 /// The longest name that is looked at; longer ones are skipped.
@@ -146,6 +147,9 @@ pub enum Refusal {
     /// Reading failed.
     #[error("cannot read: {0}")]
     Read(io::Error),
+    /// The guest would not be where it belongs.
+    #[error("cannot go back to the working directory from the cache of compiled code: {0}")]
+    WorkingDirectory(io::Error),
 }
 
 /// What a module says about itself.

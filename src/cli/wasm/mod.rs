@@ -1,5 +1,7 @@
 //! `proa wasm SUBVERB`: what concerns WebAssembly only, one file a sub-verb.
 
+mod cache;
+mod compile;
 pub(super) mod stats;
 
 pub(super) use stats::Figures;
@@ -8,9 +10,19 @@ use super::{Arity, Call, Error, help, print};
 
 /// Runs the sub-verb that comes next on the command line.
 pub(super) fn dispatch(call: &Call<'_>) -> Result<u8, Error> {
-    use Arity::Exactly;
+    use Arity::{AtLeast, Exactly};
     let (verb, call) = call.next();
     match verb {
+        "compile" => call.run("wasm compile", Exactly(1), None, compile::run),
+        "cache" => {
+            let (verb, call) = call.next();
+            match verb {
+                "ls" => call.run("wasm cache ls", Exactly(0), None, cache::ls),
+                "rm" => call.run("wasm cache rm", AtLeast(0), None, cache::rm),
+                "prune" => call.run("wasm cache prune", Exactly(0), None, cache::prune),
+                other => unknown(&call, "wasm cache", other),
+            }
+        }
         "stats" => call.run("wasm stats", Exactly(1), None, stats::run),
         other => unknown(&call, "wasm", other),
     }

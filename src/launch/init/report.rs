@@ -5,6 +5,8 @@ use crate::launch::channel::{self, Channel, Message};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
+use proa_executor::Hull;
+use proa_executor::aot::{Key, Source, Target};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The line to the process that waits for this one; `None` once nobody does.
@@ -62,6 +64,12 @@ impl Report {
         self.wait_go()
     }
 
+    /// Asks for compiled code; whether there is any now.
+    fn code(&self, module: BorrowedFd<'_>, key: &Key, target: &Target) -> Result<bool, Error> {
+        self.say(&Message::Code(module.as_raw_fd(), *key, target.clone()))?;
+        Ok(self.channel()?.wait_answer()?)
+    }
+
     /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
     pub fn ready(&self) -> Result<(), Error> {
         self.say(&Message::Ready)?;
@@ -80,8 +88,8 @@ impl Report {
     /// Reports that the container is created, and returns when it is to be started: over the channel for `run` and
     /// `exec`; after `create`, over a connection to `socket`, which is then whom init reports to. `idle` is called before
     /// each wait for one, which may be long.
-    pub fn created(&mut self, socket: Option<RawFd>, idle: impl Fn(BorrowedFd<'_>)) -> Result<(), Error> {
-        self.say(&Message::Created)?;
+    pub fn created(&mut self, hull: Hull, socket: Option<RawFd>, idle: impl Fn(BorrowedFd<'_>)) -> Result<(), Error> {
+        self.say(&Message::Created(hull))?;
         let Some(socket) = socket else {
             return match self.channel()?.receive()? {
                 Some(Message::Start) => Ok(()),
@@ -137,6 +145,23 @@ impl Report {
         };
         if !told && !orphaned {
             complain(&format!("proa: {error}\n"));
+        }
+    }
+}
+
+/// The parent, as who has the compiled code.
+#[derive(Debug)]
+pub struct Code<'a>(pub &'a Report);
+
+impl Source for Code<'_> {
+    fn find(&mut self, key: &Key, target: &Target, module: BorrowedFd<'_>) -> bool {
+        match self.0.code(module, key, target) {
+            Ok(found) => found,
+            // Without it the module runs as well; a parent that is gone is noticed at the next step.
+            Err(error) => {
+                tracing::debug!("compiled code {key}: {error}");
+                false
+            }
         }
     }
 }
