@@ -68,6 +68,17 @@ pub fn default_root() -> (PathBuf, bool) {
     }
 }
 
+/// The directory of compiled code when nothing says where: `/var/lib/proa/aot`, or `proa/aot` in the cache directory of a
+/// caller that is not host root.
+pub fn default_code_cache() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let own = || variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")));
+    match honours_xdg().then(own).flatten().filter(|dir| dir.is_absolute()) {
+        Some(dir) => dir.join("proa/aot"),
+        None => PathBuf::from("/var/lib/proa/aot"),
+    }
+}
+
 /// Host root uses `/run/proa` even where a login session set `XDG_RUNTIME_DIR`: its containers outlive the session. Root of
 /// a user namespace is a user, unless `USER` says that the namespace plays a whole machine.
 fn honours_xdg() -> bool {

@@ -17,6 +17,7 @@ pub mod fuzz;
 pub mod host;
 pub mod launch;
 pub mod logging;
+pub mod managers;
 pub mod namespace;
 pub mod plan;
 pub mod process;

@@ -1,6 +1,7 @@
 //! Drives the Wasm handler without a sandbox: `guest ROOTFS CWD MEMORY ARGS...` (MEMORY in bytes, 0 for no limit), with
 //! chroot(2) where a container has pivot_root(2). For trying an engine by hand; needs root.
 
+use proa_executor::aot::Nothing;
 use proa_executor::wasm::WasmHandler;
 use proa_executor::{Error, Guest, Handler};
 use std::fs::File;
@@ -13,12 +14,11 @@ fn main() {
         std::process::exit(2);
     };
     let guest = Guest {
-        policy: None,
-        status: None,
         args: rest.to_vec(),
         env: vec!["PATH=/bin:/usr/bin".into(), "GREETING=hello there".into()],
         cwd: cwd.clone(),
         memory_limit: memory.parse().ok().filter(|&bytes: &u64| bytes > 0),
+        ..Guest::default()
     };
     let error = drive(&guest, rootfs);
     eprintln!("{error}");
@@ -28,7 +28,7 @@ fn main() {
 fn drive(guest: &Guest, rootfs: &str) -> Error {
     let mut handler = WasmHandler::new();
     let root = File::open(rootfs).expect("the root file system opens");
-    if let Err(error) = handler.prepare(guest, root.as_fd()) {
+    if let Err(error) = handler.prepare(guest, root.as_fd(), &mut Nothing) {
         return error;
     }
     std::os::unix::fs::chroot(rootfs).expect("chroot");

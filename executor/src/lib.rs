@@ -4,6 +4,7 @@
 //! [`Handler::prepare`] while the host's files can still be seen (before pivot_root(2)), [`Handler::run`] after the process
 //! is confined.
 
+pub mod aot;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod locate;
@@ -14,7 +15,7 @@ pub mod status;
 pub mod wasm;
 
 use serde::{Deserialize, Serialize};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 
 /// Which of the two executables becomes the container's init.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,14 +41,20 @@ pub struct Guest {
     pub policy: Option<Box<policy::Policy>>,
     /// The number of an inherited descriptor of the file for its [`status::Page`], if somebody may want to read it.
     pub status: Option<std::os::fd::RawFd>,
+    /// The number of an inherited descriptor: the directory of compiled code, if it may be used.
+    #[serde(default)]
+    pub code: Option<RawFd>,
+    /// It is no guest at all but a compiler, which is confined like one.
+    #[serde(default)]
+    pub compile: Option<aot::Task>,
 }
 
 /// A way of executing a container's entrypoint. Driven by the container's init process, in this order.
 pub trait Handler {
     /// Opens what must be opened while the host's root is still the process's root. `rootfs` is an `O_PATH` descriptor
     /// of the container's root directory with all mounts made. Fails for what can be refused by now (no such module, a
-    /// component, no engine), so that `create` reports it.
-    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<(), Error>;
+    /// component, no engine), so that `create` reports it. `source` has the code that was compiled ahead of time.
+    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn aot::Source) -> Result<(), Error>;
 
     /// Whether, as [`Handler::prepare`] found, the guest runs inside this process instead of replacing it with execve(2):
     /// an LSM label then has to hold for this process from now on, not for the next program.

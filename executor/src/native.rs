@@ -1,7 +1,7 @@
 //! Linux programs: looked up as runc does (the rules of Go's `exec.LookPath`), in the container's root and with the
 //! container's `PATH`.
 
-use crate::{Error, Guest, Handler};
+use crate::{Error, Guest, Handler, aot};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::stat::{SFlag, stat};
@@ -32,7 +32,7 @@ impl NativeHandler {
 }
 
 impl Handler for NativeHandler {
-    fn prepare(&mut self, _guest: &Guest, _rootfs: BorrowedFd<'_>) -> Result<(), Error> {
+    fn prepare(&mut self, _: &Guest, _: BorrowedFd<'_>, _: &mut dyn aot::Source) -> Result<(), Error> {
         Ok(())
     }
 

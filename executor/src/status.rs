@@ -56,7 +56,9 @@ pub enum Phase {
     Find,
     /// The engine is loaded.
     Engine,
-    /// The module is read, and its limits are put into it.
+    /// Compiled code is looked for in the cache, and made if that is waited for.
+    Code,
+    /// The module is read, and its limits are put into it; not if its compiled code is used.
     Read,
     /// The engine parses the module, or maps code compiled ahead of time.
     Load,
@@ -69,9 +71,10 @@ pub enum Phase {
 }
 
 /// All phases, in order.
-pub const ALL_PHASES: [Phase; 7] = [
+pub const ALL_PHASES: [Phase; 8] = [
     Phase::Find,
     Phase::Engine,
+    Phase::Code,
     Phase::Read,
     Phase::Load,
     Phase::Validate,
@@ -85,6 +88,7 @@ impl Phase {
         match self {
             Self::Find => "find",
             Self::Engine => "engine",
+            Self::Code => "code",
             Self::Read => "read",
             Self::Load => "load",
             Self::Validate => "validate",

@@ -123,6 +123,8 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
         preserve_fds: preserve_fds(args.preserve_fds)?,
         cgroup: args.cgroup,
         settings,
+        driver: globals.driver,
+        rootless: globals.rootless,
     };
     Ok(launch::exec(&globals.store, &container, &config, &options)?)
 }

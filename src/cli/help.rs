@@ -40,12 +40,31 @@ const COMMANDS: &[(&str, &str)] = &[
     ("restore", "restore a container from a previous checkpoint"),
     ("resume", "resumes all processes that have been previously paused"),
     ("run", "create and run a container"),
+    (
+        "setup",
+        "print or write the configuration by which a container manager uses proa, or a RuntimeClass",
+    ),
     ("spec", "create a new specification file"),
     ("start", "executes the user defined process in a created container"),
     ("state", "output the state of a container"),
     ("update", "update container resource constraints"),
     ("features", "show the enabled features"),
+    ("wasm", "what concerns WebAssembly only: compile, cache"),
     ("help, h", "Shows a list of commands or help for one command"),
+];
+
+/// Verbs of more than one word.
+const SUB_COMMANDS: &[(&str, &str)] = &[
+    (
+        "wasm compile",
+        "compile a module ahead of time, into the cache or a file",
+    ),
+    ("wasm cache ls", "list the cache of compiled code"),
+    ("wasm cache rm", "remove entries of the cache of compiled code"),
+    (
+        "wasm cache prune",
+        "remove what is old or too much in the cache of compiled code",
+    ),
 ];
 
 /// `{}` is the name that proa was called by.
@@ -90,8 +109,24 @@ pub fn general() -> String {
     format!("{}{commands}{GLOBAL}", GENERAL.replace("{}", &launch::program()))
 }
 
+/// What `proa GROUP --help` prints.
+pub fn group(group: &str) -> String {
+    let program = launch::program();
+    let commands: String = SUB_COMMANDS
+        .iter()
+        .filter(|(name, _)| name.strip_prefix(group).is_some_and(|rest| rest.starts_with(' ')))
+        .map(|(name, about)| format!("   {name:<20}{about}\n"))
+        .collect();
+    let about = about(group).map_or(String::new(), |about| format!(" - {about}"));
+    format!("NAME:\n   {program} {group}{about}\n\nCOMMANDS:\n{commands}")
+}
+
 fn about(verb: &str) -> Option<&'static str> {
-    COMMANDS.iter().find(|(name, _)| *name == verb).map(|(_, about)| *about)
+    COMMANDS
+        .iter()
+        .chain(SUB_COMMANDS)
+        .find(|(name, _)| *name == verb)
+        .map(|(_, about)| *about)
 }
 
 /// What `proa VERB --help` prints.
@@ -128,7 +163,7 @@ mod tests {
     #[test]
     fn every_command_is_listed() {
         let text = general();
-        for verb in ["create", "features", "restore", "--rootless"] {
+        for verb in ["create", "features", "restore", "setup", "--rootless"] {
             assert!(text.contains(&format!("   {verb}")), "{verb}");
         }
     }

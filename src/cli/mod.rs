@@ -21,17 +21,19 @@ mod pause;
 mod ps;
 mod restore;
 mod run;
+mod setup;
 mod signals;
 mod spec;
 mod start;
 mod state;
 mod units;
 mod update;
+mod wasm;
 
 use crate::cgroup::{self, Driver};
 use crate::state::Store;
-use crate::wasm::{self, Settings};
-use crate::{config, host, launch, logging};
+use crate::wasm::{Settings, settings};
+use crate::{config, host, launch, logging, managers};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
 use proa_executor::native::NativeHandler;
@@ -92,7 +94,7 @@ enum Error {
     #[error(transparent)]
     Config(#[from] config::Error),
     #[error(transparent)]
-    Settings(#[from] wasm::settings::Error),
+    Settings(#[from] settings::Error),
     #[error(transparent)]
     Launch(#[from] launch::Error),
     #[error(transparent)]
@@ -110,7 +112,21 @@ enum Error {
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
     #[error(transparent)]
+    Setup(#[from] setup::SetupError),
+    #[error(transparent)]
+    Managers(#[from] managers::Error),
+    #[error(transparent)]
     Criu(#[from] checkpoint::CriuError),
+    #[error("wasm compile {module}: {source}", module = module.display())]
+    Compile { module: PathBuf, source: Box<Error> },
+    #[error(transparent)]
+    Cache(#[from] proa_executor::aot::Error),
+    #[error("wasm cache rm: name entries, or all of them by --all")]
+    NoEntry,
+    #[error("wasm cache: no entry whose key begins with {0:?} (at least 8 digits)")]
+    UnknownEntry(String),
+    #[error("wasm cache: entries of several modules begin with {0:?}")]
+    AmbiguousEntry(String),
 }
 
 impl From<crate::state::Refused> for Error {
@@ -269,8 +285,10 @@ fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
         "update" => call.run("update", Exactly(1), None, update::run),
         "events" => call.run("events", Exactly(1), None, events::run),
         "spec" => call.run("spec", Exactly(0), None, spec::run),
+        "setup" => call.run("setup", Exactly(1), None, setup::run),
         "features" => call.run("features", Exactly(0), None, features::run),
         "checkpoint" => call.run("checkpoint", Exactly(1), None, checkpoint::run),
+        "wasm" => wasm::dispatch(&call),
         "restore" => call.run("restore", Exactly(1), None, restore::run),
         "help" | "h" => match rest.first() {
             None => print(help::general().as_bytes()),
@@ -312,6 +330,21 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// The next word, a sub-verb's name, and the call of that one; an empty word if there is none.
+    fn next(&self) -> (&str, Call<'_>) {
+        let (verb, rest) = match self.args.split_first() {
+            Some((verb, rest)) => (verb.as_str(), rest),
+            None => ("", self.args),
+        };
+        let call = Call {
+            program: self.program,
+            globals: self.globals.clone(),
+            typed: self.typed.clone(),
+            args: rest,
+        };
+        (verb, call)
+    }
+
     fn run<A: Args>(
         &self,
         verb: &'static str,
@@ -532,6 +565,7 @@ mod tests {
         verb_command::<kill::KillArgs>("kill").debug_assert();
         verb_command::<update::UpdateArgs>("update").debug_assert();
         verb_command::<events::EventsArgs>("events").debug_assert();
+        verb_command::<setup::SetupArgs>("setup").debug_assert();
         verb_command::<liboci_cli::List>("list").debug_assert();
         verb_command::<liboci_cli::Ps>("ps").debug_assert();
         verb_command::<liboci_cli::Spec>("spec").debug_assert();

@@ -14,6 +14,8 @@
 //!     | --- Go -----------------------------> |
 //!     | <-- Mounted ------------------------- |   only if there are prestart or createRuntime hooks
 //!     | --- Go -----------------------------> |   ... which have run
+//!     | <-- Code(number, key, target) ------- |   only a hull that found a module: may it use compiled code?
+//!     | --- Go or Without ------------------> |   ... of which there is some by now, or none
 //!     | <-- Ready --------------------------- |   next come the user and the capabilities
 //!     | --- Go -----------------------------> |   resource limits and the like are set, which takes the host's rights
 //!     | <-- Listener(number) ---------------- |   only if the seccomp filter notifies
@@ -33,12 +35,15 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use proa_executor::aot::{Key, Target};
 use proa_sys::errno::Raw;
 use rustix::buffer::spare_capacity;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The longest text a message carries; a longer one is cut.
 const TEXT_MAX: usize = 16 * 1024;
+/// The longest description of what code is for.
+const TARGET_MAX: usize = 4096;
 
 /// A message, either way.
 #[derive(Debug)]
@@ -54,6 +59,9 @@ pub enum Message {
     Mounted,
     /// Namespaces and file system are done, and the process still has all its rights.
     Ready,
+    /// The number of an open module among the sender's descriptors, the key of the code that is wanted for it, and what that
+    /// code is to be made for.
+    Code(RawFd, Key, Target),
     /// The number of the seccomp listener among the sender's descriptors; it is to be sent where `listenerPath` says.
     Listener(RawFd),
     /// Init waits for `start`.
@@ -66,6 +74,8 @@ pub enum Message {
     Unexecutable(String),
     /// Go on.
     Go,
+    /// Go on without what was asked for.
+    Without,
     /// Execute the program.
     Start,
     /// A `start` arrived over start.sock and is being carried out.
@@ -117,6 +127,10 @@ impl Channel {
                 (b'I', &number)
             }
             Message::Mounted => (b'M', ""),
+            Message::Code(of, key, target) => {
+                number = format!("{of} {key} {}", target.as_str());
+                (b'K', &number)
+            }
             Message::Ready => (b'Y', ""),
             Message::Listener(of) => {
                 number = of.to_string();
@@ -127,6 +141,7 @@ impl Channel {
             Message::Failed(text) => (b'F', text),
             Message::Unexecutable(text) => (b'X', text),
             Message::Go => (b'G', ""),
+            Message::Without => (b'N', ""),
             Message::Start => (b'S', ""),
             Message::Starting => (b'A', ""),
         };
@@ -169,6 +184,7 @@ impl Channel {
                 Message::MapIds(mount, of)
             }
             b'M' => Message::Mounted,
+            b'K' => code(&text).ok_or(Error::Unexpected(text))?,
             b'Y' => Message::Ready,
             b'L' => Message::Listener(number(text)?),
             b'R' => Message::Created,
@@ -176,10 +192,20 @@ impl Channel {
             b'F' => Message::Failed(text),
             b'X' => Message::Unexecutable(text),
             b'G' => Message::Go,
+            b'N' => Message::Without,
             b'S' => Message::Start,
             b'A' => Message::Starting,
             _ => return Err(Error::Unexpected(format!("{} {text}", char::from(tag)))),
         }))
+    }
+
+    /// Waits for `Go` or `Without`: whether it was the former.
+    pub fn wait_answer(&self) -> Result<bool, Error> {
+        match self.receive()? {
+            Some(Message::Go) => Ok(true),
+            Some(Message::Without) | None => Ok(false),
+            Some(other) => Err(Error::Unexpected(format!("{other:?}"))),
+        }
     }
 
     /// Waits for `Go`; false if the other side is gone.
@@ -210,6 +236,14 @@ impl AsRawFd for Channel {
     }
 }
 
+/// `NUMBER KEY TARGET`
+fn code(text: &str) -> Option<Message> {
+    let mut parts = text.splitn(3, ' ');
+    let (number, key) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let target = parts.next().filter(|target| target.len() <= TARGET_MAX)?;
+    Some(Message::Code(number, key, Target::from_text(target)))
+}
+
 /// At most [`TEXT_MAX`] bytes of `text`, whole characters.
 fn cut(text: &str) -> &str {
     let end = (0..=TEXT_MAX.min(text.len()))
@@ -228,11 +262,18 @@ mod tests {
         a.send(&Message::Child(42)).unwrap();
         a.send(&Message::Listener(7)).unwrap();
         a.send(&Message::MapIds(3, 9)).unwrap();
+        let target = Target::from_text("engine x\ncpu y z\n");
+        let key = Key::new([7; 32], &target);
+        a.send(&Message::Code(4, key, target.clone())).unwrap();
         a.send(&Message::Failed("€".repeat(TEXT_MAX))).unwrap();
         drop(a);
         assert!(matches!(b.receive().unwrap(), Some(Message::Child(42))));
         assert!(matches!(b.receive().unwrap(), Some(Message::Listener(7))));
         assert!(matches!(b.receive().unwrap(), Some(Message::MapIds(3, 9))));
+        match b.receive().unwrap() {
+            Some(Message::Code(4, other, same)) => assert_eq!((other, same), (key, target)),
+            other => panic!("{other:?}"),
+        }
         match b.receive().unwrap() {
             Some(Message::Failed(text)) => assert!(text.len() <= TEXT_MAX && text.ends_with('€')),
             other => panic!("{other:?}"),
@@ -245,9 +286,10 @@ mod tests {
         let (a, b) = Channel::pair().unwrap();
         nix::unistd::write(&a, b"Cx").unwrap();
         nix::unistd::write(&a, b"I7").unwrap();
+        nix::unistd::write(&a, b"K4 ../../etc/passwd x").unwrap();
         nix::unistd::write(&a, b"?").unwrap();
-        assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
-        assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
-        assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
+        for _ in 0..4 {
+            assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! ```
 
 use super::channel::{Channel, Message};
+use super::code::{CacheDesk, Desk, Site};
 use super::handover::{Handover, Middle};
 use super::hooks;
 use super::image::{self, Image};
@@ -138,6 +139,57 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
     sdnotify::offer(&mut config.spec, &store.dir(&options.id)?)?;
     let host = Host::probe(options.rootless, options.driver == cgroup::Driver::Systemd);
     let mut plan = parent::resolve(&config, &host, options)?;
+    let site = Site {
+        store: store.clone(),
+        driver: options.driver,
+        rootless: options.rootless,
+    };
+    let cache = CacheDesk::open(&mut plan.process.guest, &options.settings, site);
+    let order = Order {
+        config,
+        host,
+        plan,
+        start,
+        detach,
+        preserve,
+        inherit: cache.iter().map(AsRawFd::as_raw_fd).collect(),
+        code: cache.as_ref().map(|cache| cache as &dyn Desk),
+    };
+    make(store, options, order)
+}
+
+/// What is to be made.
+pub(super) struct Order<'a> {
+    /// The configuration, to be stored.
+    pub config: Config,
+    /// The host it was resolved for.
+    pub host: Host,
+    /// The configuration resolved.
+    pub plan: Plan,
+    /// Who will start it.
+    pub start: StartBy,
+    /// Whether nobody waits for its end.
+    pub detach: bool,
+    /// How many descriptors after stdio its program inherits.
+    pub preserve: u32,
+    /// Further descriptors that its init inherits, under the same numbers.
+    pub inherit: Vec<RawFd>,
+    /// Who has compiled code for it.
+    pub code: Option<&'a dyn Desk>,
+}
+
+/// Carries an order out; of `options` only what comes after resolving counts.
+pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> Result<Created, Error> {
+    let Order {
+        config,
+        host,
+        mut plan,
+        start,
+        detach,
+        preserve,
+        inherit,
+        code,
+    } = order;
     process::check_host(&plan.process)?;
     if let Some(policy) = &mut plan.process.guest.policy {
         wasm::plugins::resolve(policy)?;
@@ -176,6 +228,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         console: offer.for_init.as_ref(),
         start: socket.as_ref(),
         preserve,
+        inherit: &inherit,
         filter: filter.as_ref(),
         lock: reservation.lock_number(),
         sources: &sources,
@@ -200,6 +253,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         listener: parent::listener(&config),
         status: "creating",
         sources: Some(&sources),
+        code,
     };
     making.rdt = plan.process.rdt.clone();
     attendant
@@ -241,6 +295,7 @@ impl Created {
             listener: parent::listener(&self.config),
             status: "creating",
             sources: None,
+            code: None,
         }
         .until_running(&self.channel)?;
         if let Some(reservation) = &self.making.reservation {
@@ -261,6 +316,7 @@ struct Spawning<'a> {
     console: Option<&'a OwnedFd>,
     start: Option<&'a OwnedFd>,
     preserve: u32,
+    inherit: &'a [RawFd],
     filter: Option<&'a Filter>,
     lock: Option<RawFd>,
     sources: &'a Sources,
@@ -331,7 +387,7 @@ impl Spawning<'_> {
             if settling.map_ids {
                 parent::tell_go(&channel)?;
             }
-            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref())?;
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), None)?;
         }
         if settling.attach {
             cgroup.attach(child.pid, "/")?;
@@ -351,6 +407,7 @@ impl Spawning<'_> {
         inherit.extend(joins.iter().map(|(_, fd)| number(fd)));
         inherit.extend(self.console.into_iter().chain(self.start).chain(self.page).map(number));
         inherit.extend(3..3 + self.preserve as RawFd);
+        inherit.extend(self.inherit);
         let new = plan.cloned_namespaces();
         if !settling.middle {
             return (

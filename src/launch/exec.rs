@@ -1,6 +1,7 @@
 //! `exec`: another process in the namespaces, the cgroup and the confinement of a running container.
 
 use super::channel::{Channel, Message};
+use super::code::{CacheDesk, Desk, Site};
 use super::handover::{Handover, JoinProcess, Middle};
 use super::image::{self, Image};
 use super::parent::{Attendant, Newborn};
@@ -37,6 +38,12 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         crate::wasm::plugins::resolve(&mut policy)?;
         plan.guest.policy = Some(Box::new(policy));
     }
+    let site = Site {
+        store: store.clone(),
+        driver: options.driver,
+        rootless: options.rootless,
+    };
+    let cache = CacheDesk::open(&mut plan.guest, &options.settings, site);
     let linux = config.spec.linux().as_ref();
     let filter = linux
         .and_then(|linux| linux.seccomp().as_ref())
@@ -52,16 +59,11 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         plan: &plan,
         filter: filter.as_ref(),
         preserve,
+        cache: cache.as_ref(),
     };
     let image = image::open(hull, options.settings.wasm.engine_dir.as_deref())?;
     let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
-    let attendant = Attendant {
-        record: &container.record,
-        pid: child.pid,
-        listener: parent::listener(config),
-        status: "running",
-        sources: None,
-    };
+    let attendant = request.attendant(child.pid);
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
@@ -82,9 +84,21 @@ struct Request<'a> {
     plan: &'a process::Plan,
     filter: Option<&'a Filter>,
     preserve: u32,
+    cache: Option<&'a CacheDesk>,
 }
 
 impl Request<'_> {
+    fn attendant(&self, pid: Pid) -> Attendant<'_> {
+        Attendant {
+            record: &self.container.record,
+            pid,
+            listener: parent::listener(self.config),
+            status: "running",
+            sources: None,
+            code: self.cache.map(|cache| cache as &dyn Desk),
+        }
+    }
+
     fn spawn(
         &self,
         image: &Image,
@@ -111,6 +125,7 @@ impl Request<'_> {
         birth
             .inherit
             .extend(number(&pidfd).into_iter().chain(console.map(AsRawFd::as_raw_fd)));
+        birth.inherit.extend(self.cache.map(AsRawFd::as_raw_fd));
         let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
         let mut middle = needs_middle.then(|| Middle {
             in_user_namespace: kinds.contains(&Kind::User),
@@ -155,7 +170,9 @@ impl Request<'_> {
         *newborn = Newborn::of(child.pid);
         drop((init, through));
         if has_middle {
-            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref())?;
+            // The one in the middle looks for the module, as the host's files are in sight of that one only.
+            let serve = |pid, message| self.attendant(pid).serve(&channel, message);
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), Some(&serve))?;
         }
         if let Some(below) = attach {
             cgroup.attach(child.pid, &below)?;

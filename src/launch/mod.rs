@@ -2,6 +2,8 @@
 
 pub mod channel;
 mod checkpoint;
+mod code;
+pub mod compile;
 mod create;
 mod criu;
 mod exec;
@@ -18,6 +20,7 @@ mod start;
 mod terminal;
 
 pub use checkpoint::{CheckpointOptions, checkpoint};
+pub use code::{Site, directory as code_directory};
 pub use criu::CriuOptions;
 pub use exec::hull as exec_hull;
 pub use parent::program;
@@ -87,6 +90,10 @@ pub struct ExecOptions {
     pub cgroup: Vec<String>,
     /// The administrator's configuration file, with what the command line says in its place.
     pub settings: Settings,
+    /// `--systemd-cgroup`.
+    pub driver: cgroup::Driver,
+    /// `--rootless`: `None` is `auto`.
+    pub rootless: Option<bool>,
 }
 
 /// Why a container could not be launched.
@@ -174,6 +181,15 @@ pub enum Error {
         /// How many were promised.
         count: u32,
     },
+    /// Only a hull that was given the directory of compiled code asks for some.
+    #[error("init asked for compiled code, of which it was offered none")]
+    UnexpectedCode,
+    /// The cache of compiled code.
+    #[error(transparent)]
+    Cache(#[from] proa_executor::aot::Error),
+    /// A module is not compiled.
+    #[error(transparent)]
+    Compile(#[from] compile::Failure),
     /// An addition of ours to the configuration.
     #[error(transparent)]
     Spec(#[from] oci_spec::OciSpecError),

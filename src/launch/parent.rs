@@ -1,6 +1,7 @@
 //! What the parent of a new process does, whether the process is a container's first or an `exec`'s.
 
 use super::channel::{Channel, Message};
+use super::code::Desk;
 use super::image::Image;
 use super::{CreateOptions, Error, hooks};
 use crate::cgroup;
@@ -143,6 +144,8 @@ pub struct Attendant<'a> {
     pub status: &'static str,
     /// What was opened for a container that is being created.
     pub sources: Option<&'a Sources>,
+    /// Who has compiled code.
+    pub code: Option<&'a dyn Desk>,
 }
 
 impl Attendant<'_> {
@@ -173,6 +176,13 @@ impl Attendant<'_> {
                     &state,
                 )?;
                 tell_go(channel)?;
+            }
+            Message::Code(number, key, target) => {
+                let desk = self.code.ok_or(Error::UnexpectedCode)?;
+                match desk.find(&key, &target, &|| descriptor_of(self.pid, number))? {
+                    true => tell_go(channel)?,
+                    false => tell(channel, &Message::Without)?,
+                }
             }
             other => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
         }
@@ -227,7 +237,11 @@ impl Attendant<'_> {
 
 /// Tells the process to go on. If it is gone, its last word is the reason.
 pub fn tell_go(channel: &Channel) -> Result<(), Error> {
-    match channel.send(&Message::Go) {
+    tell(channel, &Message::Go)
+}
+
+fn tell(channel: &Channel, message: &Message) -> Result<(), Error> {
+    match channel.send(message) {
         Err(super::channel::Error::Call {
             errno: Errno::EPIPE, ..
         }) => {}
@@ -308,11 +322,13 @@ impl Drop for Newborn {
 }
 
 /// Learns which process the one in the middle made, reaps that one, and takes charge of the other. Returns also what the
-/// other said before the one in the middle came to speak. `middle` is that one's pidfd.
+/// other said before the one in the middle came to speak. `middle` is that one's pidfd. What it asks of its own, before it has
+/// made the other, is answered by `serve`, if given; else only the other asks.
 pub fn replace_middle(
     channel: &Channel,
     newborn: &mut Newborn,
     middle: Option<&OwnedFd>,
+    serve: Option<&dyn Fn(Pid, Message) -> Result<(), Error>>,
 ) -> Result<(Child, Vec<Message>), Error> {
     let mut early = Vec::new();
     let pid = loop {
@@ -320,6 +336,10 @@ pub fn replace_middle(
         match channel.receive()? {
             Some(Message::Child(pid)) => break Pid::from_raw(pid),
             Some(Message::Failed(text)) => return Err(Error::Init(text)),
+            Some(message @ Message::Code(..)) => match (serve, newborn.0) {
+                (Some(serve), Some(middle)) => serve(middle, message)?,
+                _ => early.push(message),
+            },
             Some(message) => early.push(message),
             None => return Err(Error::InitGone),
         }

@@ -42,6 +42,7 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
         listener: parent::listener(&config),
         status: "created",
         sources: None,
+        code: None,
     }
     .until_running(&channel)
     .inspect_err(|error| await_end(error, record))?;

@@ -154,8 +154,7 @@ fn guest(process: &Process, spec: &Spec) -> Result<Guest, Error> {
         memory_limit: memory
             .and_then(|limit| u64::try_from(limit).ok())
             .filter(|&limit| limit > 0),
-        policy: None,
-        status: None,
+        ..Guest::default()
     })
 }
 

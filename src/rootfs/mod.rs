@@ -65,6 +65,9 @@ pub struct Plan {
     /// `linux.rootfsPropagation` as `MS_*`, 0 if not given.
     propagation: u32,
     no_pivot: bool,
+    /// The root is a new, empty file system in memory of at most so many bytes, and `root` only the place that it covers.
+    #[serde(default)]
+    scratch: Option<u64>,
     /// `/dev` is the container's own, to be filled with devices and links.
     setup_dev: bool,
     mounts: Vec<Mount>,
@@ -171,6 +174,13 @@ impl Plan {
     /// The root file system's directory on the host, absolute and free of symbolic links.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Has the root be an empty file system in memory of at most `bytes`, with no device, in which everybody may make files.
+    /// It covers what the configuration has as the root, in the new mount namespace only.
+    pub fn set_scratch(&mut self, bytes: u64) {
+        self.scratch = Some(bytes);
+        self.setup_dev = false;
     }
 
     /// Says where the container's cgroup has been made: for what can't be mounted and has to be shown instead.

@@ -37,6 +37,9 @@ pub(super) fn prepare(plan: &Plan) -> Result<OwnedFd, Error> {
         )?;
     }
     let root = open_dir_no_symlinks(CWD, &plan.root).call(|| format!("open({:?}, O_PATH|O_DIRECTORY)", plan.root))?;
+    if let Some(bytes) = plan.scratch.filter(|_| plan.private) {
+        return scratch(plan, root.as_fd(), bytes);
+    }
     let mounted = match tree::detached(tree::Source::Fd(root.as_fd()), true) {
         Ok(tree) => {
             tree::attach(tree.as_fd(), root.as_fd()).call(|| format!("move_mount(<root>, {:?})", plan.root))?;
@@ -50,6 +53,16 @@ pub(super) fn prepare(plan: &Plan) -> Result<OwnedFd, Error> {
         change(&plan.root, PRIVATE | REC)?;
     }
     Ok(mounted)
+}
+
+/// Covers the root with an empty file system in memory.
+fn scratch(plan: &Plan, root: BorrowedFd<'_>, bytes: u64) -> Result<OwnedFd, Error> {
+    let flags = Flag::NOSUID | Flag::NODEV;
+    let data = format!("mode=1777,size={bytes}");
+    tree::mount_new(Path::new("proa"), root, "tmpfs", flags.bits(), &data, &plan.root)?;
+    chdir("/").call(|| "chdir(\"/\")")?;
+    // The path is the host's: nobody else has changed it.
+    open_dir(&plan.root)
 }
 
 /// Before Linux 5.2. The root's path is the host's, where the image has no say.

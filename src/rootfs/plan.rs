@@ -71,6 +71,7 @@ pub(super) fn build(
         cgroup: None,
         propagation,
         no_pivot: options.no_pivot,
+        scratch: None,
         devices: if setup_dev { devices(spec)? } else { Vec::new() },
         setup_dev,
         mounts,

@@ -4,7 +4,7 @@
 pub mod annotations;
 pub mod plugins;
 pub mod settings;
-mod units;
+pub mod units;
 
 pub use settings::Settings;
 

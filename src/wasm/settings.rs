@@ -92,6 +92,29 @@ pub struct AotSettings {
     pub max_size: Option<u64>,
     /// Whether code that comes with an image may be run: it is native code.
     pub trust_image_code: bool,
+    /// The longest that compiling one module may take.
+    #[serde(deserialize_with = "optional_duration")]
+    pub time_limit: Option<Duration>,
+    /// The most bytes of memory that compiling one module may take.
+    #[serde(deserialize_with = "optional_bytes")]
+    pub memory_limit: Option<u64>,
+}
+
+impl AotSettings {
+    /// The most bytes that the cache may have.
+    pub fn max_size(&self) -> u64 {
+        self.max_size.unwrap_or(1 << 30)
+    }
+
+    /// The longest that compiling one module may take: CPython for WASI takes some four minutes of a slow machine.
+    pub fn time_limit(&self) -> Duration {
+        self.time_limit.unwrap_or(Duration::from_secs(15 * 60))
+    }
+
+    /// The most bytes of memory that compiling one module may take: CPython for WASI takes less than half of that.
+    pub fn memory_limit(&self) -> u64 {
+        self.memory_limit.unwrap_or(4 << 30)
+    }
 }
 
 /// `[wasm.limits]`: ceilings; an annotation can lower them.
@@ -215,6 +238,8 @@ mod tests {
             cache = "/srv/aot"
             max-size = "2GiB"
             trust-image-code = true
+            time-limit = "5m"
+            memory-limit = "1GiB"
 
             [wasm.limits]
             deadline = "30s"
@@ -237,7 +262,9 @@ mod tests {
         let wasm = Settings::parse(text).unwrap().wasm;
         assert_eq!(wasm.detect, Detect::Auto);
         assert_eq!(wasm.aot.policy, Some(Aot::BeforeStart));
-        assert_eq!(wasm.aot.max_size, Some(2 << 30));
+        assert_eq!(wasm.aot.max_size(), 2 << 30);
+        assert_eq!(wasm.aot.time_limit(), Duration::from_secs(300));
+        assert_eq!(wasm.aot.memory_limit(), 1 << 30);
         assert_eq!(wasm.limits.deadline, Some(Duration::from_secs(30)));
         assert_eq!(wasm.limits.grace, Some(Duration::from_millis(500)));
         assert_eq!(wasm.files.preopens, Preopens::Mounts);

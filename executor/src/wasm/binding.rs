@@ -6,18 +6,21 @@
 //! (one integer register in both calling conventions that matter, x86-64 and AArch64, whose callee reads the low half in
 //! 0.14; the values passed fit in 17 bits), and `MemoryInstanceGetPageSize` returns one (of which the lower half is read).
 //! Enumerations were renumbered (proposals, error codes of the loader and the validator), so of those only the result codes
-//! 0, 1 and 3 are used, equal in both.
+//! 0, 1 and 3 are used, equal in both. Run modes came with 0.16: before, code that was compiled ahead of time is run unless
+//! the interpreter is forced.
 //!
-//! Nothing that is created here is deleted: the process ends with the guest.
+//! Nothing that is created here is deleted but what was parsed: the process ends with the guest.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::{null, null_mut};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// `WasmEdge_ErrCode_Terminated`: the guest called `proc_exit`.
 const TERMINATED: u32 = 1;
+/// `WasmEdge_RunMode_AOT`.
+const RUN_COMPILED: c_int = 2;
 /// `WasmEdge_ErrCode_CostLimitExceeded`.
 const OUT_OF_FUEL: u32 = 3;
 
@@ -39,28 +42,43 @@ struct RawString {
     bytes: *const c_char,
 }
 
-/// Declares the table of functions and how it is filled.
+/// Declares the table of functions and how it is filled. Those that are `[optional]` are not in every version.
 macro_rules! functions {
-    ($($field:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*) => {
-        struct Functions { $($field: unsafe extern "C" fn($($argument),*) $(-> $result)?,)* }
+    ($($field:ident = $symbol:literal: fn($($argument:ty),*) $(-> $result:ty)?;)*
+     $([optional] $extra:ident = $extra_symbol:literal: fn($($extra_argument:ty),*);)*) => {
+        struct Functions {
+            $($field: unsafe extern "C" fn($($argument),*) $(-> $result)?,)*
+            $($extra: Option<unsafe extern "C" fn($($extra_argument),*)>,)*
+        }
 
         impl Functions {
             /// Fills the table; the error is the name of the function that is missing.
             fn resolve(handle: Object) -> Result<Self, &'static str> {
-                Ok(Self { $($field: {
-                    const NAME: &CStr = $symbol;
-                    // SAFETY: the handle came from dlopen and is never closed; the name ends with a zero byte.
-                    let address = unsafe { libc::dlsym(handle, NAME.as_ptr()) };
-                    if address.is_null() {
-                        return Err(NAME.to_str().unwrap_or_default());
-                    }
-                    // SAFETY: the library's headers declare a function of this name with the type of the field (see
-                    // the head of this file), and an object and a function pointer are of one size wherever dlsym is.
-                    unsafe { std::mem::transmute::<Object, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address) }
-                },)* })
+                Ok(Self {
+                    $($field: {
+                        let address = symbol(handle, $symbol).ok_or($symbol.to_str().unwrap_or_default())?;
+                        // SAFETY: the library's headers declare a function of this name with the type of the field (see
+                        // the head of this file), and an object and a function pointer are of one size wherever dlsym
+                        // is.
+                        unsafe {
+                            std::mem::transmute::<Object, unsafe extern "C" fn($($argument),*) $(-> $result)?>(address)
+                        }
+                    },)*
+                    $($extra: symbol(handle, $extra_symbol).map(|address| {
+                        // SAFETY: as above.
+                        unsafe { std::mem::transmute::<Object, unsafe extern "C" fn($($extra_argument),*)>(address) }
+                    }),)*
+                })
             }
         }
     };
+}
+
+/// The address of a symbol of the library `handle`.
+fn symbol(handle: Object, name: &'static CStr) -> Option<Object> {
+    // SAFETY: the handle came from dlopen and is never closed; the name ends with a zero byte.
+    let address = unsafe { libc::dlsym(handle, name.as_ptr()) };
+    (!address.is_null()).then_some(address)
 }
 
 functions! {
@@ -82,9 +100,11 @@ functions! {
     store_create = c"WasmEdge_StoreCreate": fn() -> Object;
     loader_create = c"WasmEdge_LoaderCreate": fn(Object) -> Object;
     loader_parse = c"WasmEdge_LoaderParseFromBuffer": fn(Object, *mut Object, *const u8, u32) -> RawResult;
+    loader_parse_file = c"WasmEdge_LoaderParseFromFile": fn(Object, *mut Object, *const c_char) -> RawResult;
     validator_create = c"WasmEdge_ValidatorCreate": fn(Object) -> Object;
     validator_validate = c"WasmEdge_ValidatorValidate": fn(Object, Object) -> RawResult;
     executor_create = c"WasmEdge_ExecutorCreate": fn(Object, Object) -> Object;
+    module_delete = c"WasmEdge_ASTModuleDelete": fn(Object);
     executor_register = c"WasmEdge_ExecutorRegisterImport": fn(Object, Object, Object) -> RawResult;
     executor_instantiate = c"WasmEdge_ExecutorInstantiate": fn(Object, *mut Object, Object, Object) -> RawResult;
     executor_invoke =
@@ -102,10 +122,15 @@ functions! {
     plugin_modules = c"WasmEdge_PluginListModule": fn(Object, *mut RawString, u32) -> u32;
     plugin_create_module = c"WasmEdge_PluginCreateModule": fn(Object, RawString) -> Object;
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
+    [optional] configure_run_mode = c"WasmEdge_ConfigureSetRunMode": fn(Object, c_int);
 }
+
+mod build;
+mod compiler;
 
 /// The loaded library, silenced.
 pub struct Library {
+    handle: Object,
     functions: Functions,
 }
 
@@ -205,10 +230,11 @@ impl Library {
     /// Loads `name`, a path or a bare name that the dynamic loader looks for.
     pub fn load(name: &CStr) -> Result<Self, LoadError> {
         let object = SharedObject::load(name).map_err(LoadError::Load)?;
-        let functions = Functions::resolve(object.handle).map_err(LoadError::Symbol)?;
+        let handle = object.handle;
+        let functions = Functions::resolve(handle).map_err(LoadError::Symbol)?;
         // Its functions are called until the process ends.
         std::mem::forget(object);
-        let library = Self { functions };
+        let library = Self { handle, functions };
         // Its log goes to stdout by default, which is the guest's.
         // SAFETY: takes nothing, returns nothing.
         unsafe { (library.functions.log_off)() };
@@ -262,6 +288,21 @@ impl Library {
         unsafe { text((self.functions.version_get)()) }
     }
 
+    /// A configuration for interpreting, or for running code that was compiled ahead of time.
+    fn configure(&self, compiled: bool) -> Result<Object, Failure> {
+        let functions = &self.functions;
+        // SAFETY: the object is created here, checked, and used by functions that are declared for it.
+        unsafe {
+            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
+            if !compiled {
+                (functions.configure_interpreter)(configure, true);
+            } else if let Some(run_mode) = functions.configure_run_mode {
+                run_mode(configure, RUN_COMPILED);
+            }
+            Ok(configure)
+        }
+    }
+
     fn check(&self, result: RawResult) -> Result<(), Failure> {
         if result.code == 0 {
             Ok(())
@@ -277,17 +318,19 @@ impl Library {
     }
 }
 
-/// Everything that one module needs to run, with WASI, interpreted.
+/// Everything that one module needs to run, with WASI.
 ///
 /// Not the engine's own "VM", which puts the same parts together: that one also makes the host modules of every plugin the
 /// engine knows of, in case the guest imports one, which takes four times as long as all of this.
 pub struct Machine<'library> {
     library: &'library Library,
+    compiled: bool,
     store: Object,
     loader: Object,
     validator: Object,
-    executor: Object,
     wasi: Object,
+    /// Null until [`Machine::bound`].
+    executor: Object,
     /// The parsed module, once [`Machine::load`] has succeeded; null before.
     module: Object,
     /// The module in the store, once [`Machine::instantiate`] has succeeded; null before.
@@ -297,20 +340,43 @@ pub struct Machine<'library> {
 }
 
 impl<'library> Machine<'library> {
-    /// Makes one whose memories can't grow beyond `pages`, if given, and which counts instructions as told.
-    pub fn new(library: &'library Library, pages: Option<u32>, counting: Counting) -> Result<Self, Failure> {
+    /// Makes one that can parse and validate. Only if it is to be `compiled` will it take code that was compiled ahead of
+    /// time, and run it.
+    pub fn new(library: &'library Library, compiled: bool) -> Result<Self, Failure> {
         let functions = &library.functions;
-        let made = |object: Object, call: &str| match object.is_null() {
-            true => Err(Failure {
-                message: format!("{call} failed"),
-            }),
-            false => Ok(object),
-        };
         // SAFETY: the objects are created here and used by the functions that are declared for them; null is checked
-        // before use; null statistics are none, which only who counts needs; arrays of length 0 are not looked at.
+        // before use; arrays of length 0 are not looked at.
         unsafe {
-            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
-            (functions.configure_interpreter)(configure, true);
+            let configure = library.configure(compiled)?;
+            let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
+            let gauge = Gauge {
+                statistics: null_mut(),
+                instructions: None,
+                memory: AtomicPtr::new(null_mut()),
+                pages: functions.memory_pages,
+            };
+            Ok(Self {
+                library,
+                compiled,
+                store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
+                loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
+                validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
+                executor: null_mut(),
+                wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
+                module: null_mut(),
+                instance: null_mut(),
+                gauge: Box::leak(Box::new(gauge)),
+                _not_sync: PhantomData,
+            })
+        }
+    }
+
+    /// Lets it execute: with memories that can't grow beyond `pages`, if given, and counting instructions as told.
+    pub fn bound(&mut self, pages: Option<u32>, counting: Counting) -> Result<(), Failure> {
+        let functions = &self.library.functions;
+        // SAFETY: as for `new`; null statistics are none, which only who counts needs.
+        unsafe {
+            let configure = self.library.configure(self.compiled)?;
             if let Some(pages) = pages {
                 (functions.configure_pages)(configure, pages.into());
             }
@@ -326,36 +392,25 @@ impl<'library> Machine<'library> {
                 Some(_) => made((functions.statistics_create)(), "WasmEdge_StatisticsCreate")?,
                 None => null_mut(),
             };
-            let gauge = Gauge {
-                statistics,
-                instructions,
-                memory: AtomicPtr::new(null_mut()),
-                pages: functions.memory_pages,
-            };
-            let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
-            let machine = Self {
-                library,
-                store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
-                loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
-                validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
-                executor: made(
-                    (functions.executor_create)(configure, statistics),
-                    "WasmEdge_ExecutorCreate",
-                )?,
-                wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
-                module: null_mut(),
-                instance: null_mut(),
-                gauge: Box::leak(Box::new(gauge)),
-                _not_sync: PhantomData,
-            };
+            self.executor = made(
+                (functions.executor_create)(configure, statistics),
+                "WasmEdge_ExecutorCreate",
+            )?;
             if let Some(limit) = counting.limit {
                 // Not before: to make the executor is to set the limit that a configuration has, which is none.
                 (functions.statistics_limit)(statistics, limit);
             }
-            for module in [machine.wasi].into_iter().chain(library.plugin_modules()?) {
-                library.check((functions.executor_register)(machine.executor, machine.store, module))?;
+            self.gauge = Box::leak(Box::new(Gauge {
+                statistics,
+                instructions,
+                memory: AtomicPtr::new(null_mut()),
+                pages: functions.memory_pages,
+            }));
+            for module in [self.wasi].into_iter().chain(self.library.plugin_modules()?) {
+                self.library
+                    .check((functions.executor_register)(self.executor, self.store, module))?;
             }
-            Ok(machine)
+            Ok(())
         }
     }
 
@@ -371,6 +426,16 @@ impl<'library> Machine<'library> {
         // field of this object.
         self.library
             .check(unsafe { parse(self.loader, &mut self.module, module.as_ptr(), length) })
+    }
+
+    /// Maps the library `path`, code that was compiled ahead of time, and parses the module that is kept in it. The dynamic
+    /// loader takes a path for one only if there is a slash in it.
+    pub fn load_compiled(&mut self, path: &CStr) -> Result<(), Failure> {
+        let parse = self.library.functions.loader_parse_file;
+        // SAFETY: the loader lives; the path ends with a zero byte and outlives the call; the result goes to a field of this
+        // object. That the library's own initialisers may be run is for the caller to judge.
+        self.library
+            .check(unsafe { parse(self.loader, &mut self.module, path.as_ptr()) })
     }
 
     /// Validates what was loaded.
@@ -419,13 +484,25 @@ impl<'library> Machine<'library> {
     fn raw_instantiate(&mut self) -> RawResult {
         let functions = &self.library.functions;
         let instantiate = functions.executor_instantiate;
-        // SAFETY: executor and store live; without a validated module, it answers with an error; the result goes to a field
-        // of this object.
+        // SAFETY: executor (null before `bound`, which is answered with an error) and store live; without a validated module,
+        // it answers with an error; the result goes to a field of this object.
         let result = unsafe { instantiate(self.executor, &mut self.instance, self.store, self.module) };
         // SAFETY: without an instance (null), none is found; the name, by which commands export it, is a static string.
         let memory = unsafe { (functions.find_memory)(self.instance, name("memory")) };
         self.gauge.memory.store(memory, Ordering::Release);
         result
+    }
+
+    /// Gives back what was parsed, once the module is instantiated, which has copied what it needs: with the interpreter that
+    /// is half of what the engine holds of a module. The engine does the same with modules that it registers by name.
+    pub fn forget_parsed(&mut self) {
+        let parsed = std::mem::replace(&mut self.module, null_mut());
+        // SAFETY: the module is this object's own, and used no more: null is nothing to delete. malloc_trim takes any number;
+        // it gives back the pages in between that nobody uses any more.
+        unsafe {
+            (self.library.functions.module_delete)(parsed);
+            libc::malloc_trim(0);
+        }
     }
 
     /// Runs the exported function `function`, which takes and returns nothing.
@@ -453,6 +530,16 @@ impl<'library> Machine<'library> {
             OUT_OF_FUEL => End::OutOfFuel,
             _ => End::Trap(self.library.failure(result)),
         }
+    }
+}
+
+/// An object, unless it is null.
+fn made(object: Object, call: &str) -> Result<Object, Failure> {
+    match object.is_null() {
+        true => Err(Failure {
+            message: format!("{call} failed"),
+        }),
+        false => Ok(object),
     }
 }
 

@@ -1,28 +1,32 @@
 //! Runs a WebAssembly module as the container's first process, or, where the entrypoint turns out to be a Linux program,
 //! executes that.
 
-use super::binding::{Counting, End, Failure, Gauge, Library, Machine};
+use super::binding::{Counting, End, Failure, Library};
+use super::code::{self, Code, Loaded};
+use super::compile::Compiler;
 use super::files::Files;
-use super::limits::{self, Bounds, Prepared};
+use super::limits::Bounds;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
-use super::watch::{Sample, Watch};
+use super::process::OwnMemory;
+use super::progress::Progress;
+use super::watch::Watch;
 use super::{engine, names, network, process};
+use crate::aot::{Digest, Hashing, Source};
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
-use crate::policy::Limits;
-use crate::status::{Code, Ended, Page, Phase};
+use crate::policy::{Aot, Limits};
+use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::errno::Errno;
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{ErrorKind, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::Instant;
 
 /// The exit status of a guest that trapped: what a shell reports for `SIGABRT`.
 const TRAPPED: i32 = 134;
@@ -44,13 +48,17 @@ pub struct WasmHandler {
 enum Target {
     Program(NativeHandler),
     Module(Box<Module>),
+    Compiler(Box<Compiler>),
 }
 
 /// A module that is open but not read, and the engine for it.
 struct Module {
     file: File,
     library: Library,
+    survey: Survey,
+    code: Code,
     progress: Progress,
+    own_memory: OwnMemory,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
 }
@@ -75,91 +83,71 @@ impl WasmHandler {
         }
     }
 
-    fn look(&self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Target, Error> {
+    fn look(&self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<Target, Error> {
+        let engine_dir = self.engine_dir.as_deref();
+        if let Some(task) = &guest.compile {
+            let compiler = Compiler::prepare(task, engine_dir, source)?;
+            return Ok(Target::Compiler(Box::new(compiler)));
+        }
         let mut progress = Progress::start(guest)?;
         let file = find(guest, rootfs)?;
         let refuse = |cause| Error::Module {
             path: guest.args[0].clone(),
             cause,
         };
-        let kind = inspect(&file, &Bounds::of(guest)).map_err(refuse)?;
-        progress.is_over(Phase::Find);
-        match kind {
-            Kind::Program => {
+        let policy = guest.policy.as_deref();
+        let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
+        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off);
+        let mut code = Code::Own { trusted };
+        let (survey, digest) = match inspect(&file, &Bounds::of(guest), cache.is_some()) {
+            Ok(Some(inspected)) => inspected,
+            Ok(None) => {
                 progress.page.clear();
-                Ok(Target::Program(NativeHandler::new()))
+                return Ok(Target::Program(NativeHandler::new()));
             }
-            Kind::Module => {
-                let library = engine::load(self.engine_dir.as_deref(), engine::Use::Run)?;
-                names::fix(network::asks_nameservers(guest))?;
-                let plugins = guest.policy.as_ref().map_or(&[][..], |policy| &policy.plugins);
-                engine::load_plugins(&library, plugins)?;
-                progress.page.engine(&format!("WasmEdge {}", library.version()));
-                progress.is_over(Phase::Engine);
-                Ok(Target::Module(Box::new(Module {
-                    file,
-                    library,
-                    progress,
-                    strings: None,
-                })))
+            // By its path, since that is how libraries are loaded: what the image has there is what is trusted.
+            Err(Refusal::SharedLibrary) if trusted && guest.args[0].contains('/') => {
+                code = Code::Image(native::c_string("process.args", 0, &guest.args[0])?);
+                (Survey::default(), None)
             }
+            Err(refusal) => return Err(refuse(refusal)),
+        };
+        progress.is_over(Phase::Find);
+        let library = engine::load(engine_dir, engine::Use::Run)?;
+        names::fix(network::asks_nameservers(guest))?;
+        let plugins = guest.policy.as_ref().map_or(&[][..], |policy| &policy.plugins);
+        engine::load_plugins(&library, plugins)?;
+        progress.page.engine(&format!("WasmEdge {}", library.version()));
+        progress.is_over(Phase::Engine);
+        // Code that the image brings along is what its author wants to have run.
+        let digest = digest.filter(|_| !trusted || survey.aot.is_empty());
+        if let (Some((directory, policy)), Some(digest)) = (cache, &digest) {
+            code = Code::find(directory, (&library, digest, &file), policy, source);
+            progress.is_over(Phase::Code);
         }
-    }
-}
-
-/// How far the start has come, for the status page and the log.
-struct Progress {
-    page: &'static Page,
-    since: Instant,
-}
-
-impl Progress {
-    /// Maps the page that the parent has made for the guest, if it has.
-    fn start(guest: &Guest) -> Result<Self, Error> {
-        let failed = |errno: Errno| Error::Status(words(errno));
-        let file = guest.status.map(proa_sys::fd::inherit).transpose().map_err(failed)?;
-        let page = Page::map(file.as_ref().map(AsFd::as_fd)).map_err(failed)?;
-        Ok(Self {
-            page: Box::leak(Box::new(page)),
-            since: Instant::now(),
-        })
-    }
-
-    /// Notes that a phase is over, and that the next begins.
-    fn is_over(&mut self, phase: Phase) {
-        let now = Instant::now();
-        let microseconds = now.duration_since(self.since).as_micros() as u64;
-        self.page.phase(phase, microseconds);
-        tracing::debug!("wasm: {}: {microseconds} µs", phase.name());
-        self.since = now;
-    }
-
-    /// What is read of a running guest.
-    fn sample(&self, gauge: &'static Gauge) -> Sample {
-        let since = self.since;
-        Box::new(move |page| {
-            page.phase(Phase::Run, since.elapsed().as_micros() as u64);
-            if let Some(pages) = gauge.pages() {
-                page.pages(pages);
-            }
-            if let Some(instructions) = gauge.instructions() {
-                page.instructions(instructions);
-            }
-        })
+        Ok(Target::Module(Box::new(Module {
+            file,
+            library,
+            survey,
+            code,
+            progress,
+            own_memory: OwnMemory::open(),
+            strings: None,
+        })))
     }
 }
 
 impl Handler for WasmHandler {
-    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<(), Error> {
-        self.target = Some(self.look(guest, rootfs)?);
+    fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<(), Error> {
+        self.target = Some(self.look(guest, rootfs, source)?);
         match &mut self.target {
-            Some(Target::Program(native)) => native.prepare(guest, rootfs),
+            Some(Target::Program(native)) => native.prepare(guest, rootfs, source),
             _ => Ok(()),
         }
     }
 
     fn in_process(&self) -> bool {
-        matches!(self.target, Some(Target::Module(_)))
+        matches!(self.target, Some(Target::Module(_) | Target::Compiler(_)))
     }
 
     fn check(&mut self, guest: &Guest) -> Result<(), Error> {
@@ -169,6 +157,7 @@ impl Handler for WasmHandler {
                 module.strings = Some(strings(guest)?);
                 Ok(())
             }
+            Some(Target::Compiler(_)) => Ok(()),
             None => Err(unprepared(guest)),
         }
     }
@@ -184,6 +173,7 @@ impl Handler for WasmHandler {
                     error
                 }
             },
+            Some(Target::Compiler(compiler)) => compiler.run(started),
             None => unprepared(guest),
         }
     }
@@ -211,16 +201,31 @@ fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
     })
 }
 
-/// Says what the file is, and refuses what can't be run.
-fn inspect(file: &File, bounds: &Bounds) -> Result<Kind, Refusal> {
+/// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of the very
+/// bytes that were looked at comes along, unless they can't be read in order.
+fn inspect(file: &File, bounds: &Bounds, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
     let size = file.metadata().map_err(Refusal::Read)?.len();
     let mut head = [0; HEAD];
     let length = read_head(file, &mut head).map_err(Refusal::Read)?;
-    let kind = module::kind(&head[..length])?;
-    if kind == Kind::Module {
-        bounds.check(&module::survey(file, size)?, file)?;
+    if module::kind(&head[..length])? == Kind::Program {
+        return Ok(None);
     }
-    Ok(kind)
+    let mut hashing = Hashing::new(file);
+    let surveyed = match identify {
+        true => module::survey(&mut hashing, size),
+        false => module::survey(file, size),
+    };
+    let (survey, digest) = match surveyed {
+        // What is malformed is for the engine to refuse, in its words.
+        Err(Refusal::Read(error)) if error.kind() == ErrorKind::NotSeekable => (module::survey(file, size)?, None),
+        Ok(survey) if identify => {
+            let (digest, length) = hashing.finish().map_err(Refusal::Read)?;
+            (survey, (length == size).then_some(digest))
+        }
+        other => (other?, None),
+    };
+    bounds.check(&survey, file)?;
+    Ok(Some((survey, digest)))
 }
 
 fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
@@ -275,24 +280,36 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     };
     let progress = &mut module.progress;
     // The wait for `start` is nobody's phase.
-    progress.since = Instant::now();
+    progress.resume();
     let (bounds, limits) = (Bounds::of(guest), limits(guest));
 
-    let Prepared { bytes, survey } = read(&mut module.file, &bounds).map_err(refuse)?;
-    progress.is_over(Phase::Read);
-    let pages = bounds.pages(&survey);
-    let mut machine = Machine::new(&module.library, pages, counting(guest)).map_err(|f| failed("set-up", f))?;
-    progress.page.most_pages(pages.unwrap_or_default().into());
-    progress.page.code(Code::Interpreted);
-    machine.load(&bytes).map_err(|f| failed("load", f))?;
-    drop(bytes);
+    let Loaded {
+        mut machine,
+        survey,
+        code,
+    } = code::load(
+        &module.library,
+        (&mut module.file, &mut module.code, &mut module.survey),
+        &bounds,
+        &mut || progress.is_over(Phase::Read),
+    )
+    .map_err(|failure| match failure {
+        code::LoadFailure::Refused(refusal) => refuse(refusal),
+        code::LoadFailure::Engine(phase, failure) => failed(phase, failure),
+    })?;
+    progress.page.code(code);
     progress.is_over(Phase::Load);
     machine.validate().map_err(|f| failed("validation", f))?;
     progress.is_over(Phase::Validate);
+    // What the instance copies of it is what is given back of it then: so much the engine needs for itself.
+    let pages = bounds.pages(&survey, module.own_memory.bytes().unwrap_or_default());
+    progress.page.most_pages(pages.unwrap_or_default().into());
+    machine.bound(pages, counting(guest)).map_err(|f| failed("set-up", f))?;
     if !survey.start_section {
         machine
             .instantiate()
             .map_err(|f| failed("instantiation", explain(f, &survey)))?;
+        machine.forget_parsed();
         progress.is_over(Phase::Instantiate);
     }
 
@@ -345,19 +362,6 @@ fn counting(guest: &Guest) -> Counting {
         count: guest.policy.as_ref().is_some_and(|policy| policy.count_instructions),
         limit: limits(guest).fuel,
     }
-}
-
-/// Reads the module through the descriptor that `prepare` opened. It may have changed since: it is looked at again.
-fn read(file: &mut File, bounds: &Bounds) -> Result<Prepared, Refusal> {
-    let size = file.metadata().map_err(Refusal::Read)?.len();
-    let capacity = u32::try_from(size).map_err(|_| Refusal::TooLarge(size))?;
-    let mut bytes = Vec::with_capacity(capacity as usize);
-    std::io::Seek::rewind(file).map_err(Refusal::Read)?;
-    file.take(u64::from(u32::MAX))
-        .read_to_end(&mut bytes)
-        .map_err(Refusal::Read)?;
-    module::kind(&bytes[..bytes.len().min(HEAD)])?;
-    limits::prepare(bytes, bounds)
 }
 
 /// Adds what is known about a failed instantiation to the engine's few words: its log, which says more, is off.

@@ -6,6 +6,10 @@ mod binding;
 #[cfg(feature = "engine")]
 mod calls;
 #[cfg(feature = "engine")]
+mod code;
+#[cfg(feature = "engine")]
+mod compile;
+#[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
 mod files;
@@ -23,6 +27,10 @@ mod network;
 pub mod open;
 #[cfg(feature = "engine")]
 mod process;
+#[cfg(feature = "engine")]
+mod progress;
+#[cfg(feature = "engine")]
+mod relative;
 #[cfg(feature = "engine")]
 pub mod stand_in;
 #[cfg(feature = "engine")]

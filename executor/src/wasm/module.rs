@@ -146,6 +146,9 @@ pub enum Refusal {
     /// Reading failed.
     #[error("cannot read: {0}")]
     Read(io::Error),
+    /// The guest would not be where it belongs.
+    #[error("cannot go back to the working directory from the cache of compiled code: {0}")]
+    WorkingDirectory(io::Error),
 }
 
 /// What a module says about itself.

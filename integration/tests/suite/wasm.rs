@@ -1,5 +1,6 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
+mod aot;
 mod guest;
 mod load;
 pub mod policy;
@@ -54,6 +55,7 @@ tests! {
 pub fn all() -> Vec<Test> {
     [
         tests(),
+        aot::tests(),
         guest::tests(),
         load::tests(),
         policy::tests(),

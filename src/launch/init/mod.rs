@@ -117,7 +117,7 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     });
     let mut running_cgroup = None;
     if let Some(join) = &handover.join_process {
-        running_cgroup = join_running(join, &handover, handler)?;
+        running_cgroup = join_running(join, &handover, handler, report)?;
     }
     if let Some(middle) = handover.middle.take() {
         middle::run(&middle, &mut handover, report)?;
@@ -145,8 +145,8 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
         seal(&handover, filter.as_ref(), native, report)?;
     }
     report.created(handover.start_socket, |socket| {
-        // Not the engine's, which dlopen(3) made many objects; and not under a filter that an agent answers for.
-        if native && !notifies {
+        // Not under a filter that an agent answers for.
+        if !notifies {
             proa_sys::memory::wait_released(socket);
         }
     })?;
@@ -209,7 +209,7 @@ fn enter_sandbox(
     if handover.parent_hooks {
         report.mounted()?;
     }
-    prepare(handover, handler, mounted.root())?;
+    prepare(handover, handler, mounted.root(), report)?;
     run_hooks("createContainer", &handover.create_container, handover, "creating")?;
     if let Some(socket) = console {
         terminal::attach(mounted.console()?, &socket, handover.process.console_size)?;
@@ -220,19 +220,29 @@ fn enter_sandbox(
 
 /// Opens what the handler needs while the host's files are in sight. Then what the init image was loaded from is closed: it
 /// leads to the host, and an `exec`'s process is soon seen by the container's.
-fn prepare(handover: &Handover, handler: &mut dyn Handler, rootfs: BorrowedFd<'_>) -> Result<(), Error> {
-    handler.prepare(&handover.process.guest, rootfs)?;
+fn prepare(
+    handover: &Handover,
+    handler: &mut dyn Handler,
+    rootfs: BorrowedFd<'_>,
+    report: &Report,
+) -> Result<(), Error> {
+    handler.prepare(&handover.process.guest, rootfs, &mut report::Code(report))?;
     handover.image.iter().try_for_each(|fd| inherit(*fd).map(drop))
 }
 
 /// `exec`: what is needed of the host (the module, the engine, the container's namespaces in procfs) is opened while it is
 /// in sight, and then the host is left. Returns the container's cgroup namespace.
-fn join_running(join: &JoinProcess, handover: &Handover, handler: &mut dyn Handler) -> Result<Option<OwnedFd>, Error> {
+fn join_running(
+    join: &JoinProcess,
+    handover: &Handover,
+    handler: &mut dyn Handler,
+    report: &Report,
+) -> Result<Option<OwnedFd>, Error> {
     let root = format!("/proc/{}/root", join.pid);
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
     let root = rustix::fs::open(&root, flags, rustix::fs::Mode::empty())
         .map_err(|errno| failed(format!("open {root}"))(errno.raw()))?;
-    prepare(handover, handler, root.as_fd())?;
+    prepare(handover, handler, root.as_fd(), report)?;
     let cgroup = match join.cgroup {
         true => Some(enter::open_of(join.pid, Kind::Cgroup)?),
         false => None,

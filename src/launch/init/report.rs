@@ -5,6 +5,7 @@ use crate::launch::channel::{self, Channel, Message};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
+use proa_executor::aot::{Key, Source, Target};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The line to the process that waits for this one; `None` once nobody does.
@@ -60,6 +61,12 @@ impl Report {
     pub fn map_ids(&self, mount: usize, tree: BorrowedFd<'_>) -> Result<(), Error> {
         self.say(&Message::MapIds(mount, tree.as_raw_fd()))?;
         self.wait_go()
+    }
+
+    /// Asks for compiled code; whether there is any now.
+    fn code(&self, module: BorrowedFd<'_>, key: &Key, target: &Target) -> Result<bool, Error> {
+        self.say(&Message::Code(module.as_raw_fd(), *key, target.clone()))?;
+        Ok(self.channel()?.wait_answer()?)
     }
 
     /// Says that the next step gives up rights, and waits until the parent has done what takes the host's.
@@ -137,6 +144,23 @@ impl Report {
         };
         if !told && !orphaned {
             complain(&format!("proa: {error}\n"));
+        }
+    }
+}
+
+/// The parent, as who has the compiled code.
+#[derive(Debug)]
+pub struct Code<'a>(pub &'a Report);
+
+impl Source for Code<'_> {
+    fn find(&mut self, key: &Key, target: &Target, module: BorrowedFd<'_>) -> bool {
+        match self.0.code(module, key, target) {
+            Ok(found) => found,
+            // Without it the module runs as well; a parent that is gone is noticed at the next step.
+            Err(error) => {
+                tracing::debug!("compiled code {key}: {error}");
+                false
+            }
         }
     }
 }

@@ -231,6 +231,26 @@ fn say(command: &mut Command, ctx: &Ctx) -> Said {
     said
 }
 
+/// Runs `proa setup` for a runtime installed as `make install` does it, with this `PATH` if the manager is not in the usual one.
+fn setup(ctx: &Ctx, path: Option<&str>, args: &[&str]) -> Said {
+    let binary = installed(ctx);
+    let mut command = Command::new(&ctx.subject.path);
+    command.arg("setup").args(args).arg("--binary").arg(binary);
+    command.envs(path.map(|path| ("PATH", path)));
+    say(&mut command, ctx)
+}
+
+/// The runtime under its name, and beside it under the one that asks for Wasm.
+fn installed(ctx: &Ctx) -> PathBuf {
+    let bin = ctx.mkdir("installed");
+    for name in ["proa", "proa-wasm"] {
+        if !bin.join(name).exists() {
+            std::os::unix::fs::symlink(&ctx.subject.path, bin.join(name)).unwrap();
+        }
+    }
+    bin.join("proa")
+}
+
 /// Shows what a daemon's log has beside its good news.
 fn complaints(log: &Path) {
     let text = fs::read_to_string(log).unwrap_or_default();

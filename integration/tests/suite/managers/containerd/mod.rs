@@ -44,7 +44,7 @@ impl Release {
     }
 
     /// `PATH` with its programs first: the daemon finds its shim there.
-    fn path(self) -> String {
+    pub fn path(self) -> String {
         let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/sbin:/usr/bin:/sbin:/bin".to_owned());
         self.bin()
             .map_or_else(|| path.clone(), |bin| format!("{}:{path}", bin.display()))

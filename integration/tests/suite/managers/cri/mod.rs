@@ -12,9 +12,11 @@ use serde_json::{Value, json};
 use super::containerd::{self, Containerd, Release};
 use super::{IMAGE, documented};
 
+mod kubernetes;
 mod pods;
 mod refusals;
 mod security;
+mod setup;
 mod streams;
 mod wasm;
 
@@ -29,6 +31,8 @@ pub fn tests() -> Vec<Test> {
         streams::tests(),
         refusals::tests(),
         wasm::tests(),
+        kubernetes::tests(),
+        setup::tests(),
     ]
     .concat()
 }
@@ -87,30 +91,21 @@ fn cri_with<'a>(ctx: &'a Ctx, release: Release, image: &Path, config: &str, env:
     cri
 }
 
+/// A `PATH` with the system's runc first: the later one needs the later C library.
+fn path_with_runc(ctx: &Ctx, release: Release) -> String {
+    let bin = ctx.mkdir("runc");
+    if !bin.join("runc").exists() {
+        std::os::unix::fs::symlink("/usr/sbin/runc", bin.join("runc")).unwrap();
+    }
+    format!("{}:{}", bin.display(), release.path())
+}
+
 /// What the document shows for that release, and what is this test's: the sandbox image, the network, and no score below the
 /// daemon's own, which needs a capability that not every host's root has.
 fn configuration(ctx: &Ctx, release: Release) -> String {
-    let network = network(ctx);
-    let (heading, more) = match release {
-        Release::System => (
-            "containerd 1: the CRI plugin",
-            format!(
-                "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{PAUSE}\"\nrestrict_oom_score_adj = true\n\
-                 stream_server_address = \"127.0.0.1\"\n\
-                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n",
-                network.display()
-            ),
-        ),
-        Release::Newer => (
-            "containerd 2: the CRI plugin",
-            format!(
-                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{PAUSE}\"\n\
-                 [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_address = \"127.0.0.1\"\n\
-                 [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
-                 [plugins.\"io.containerd.cri.v1.runtime\".cni]\nbin_dirs = [\"/usr/lib/cni\"]\nconf_dir = \"{}\"\n",
-                network.display()
-            ),
-        ),
+    let heading = match release {
+        Release::System => "containerd 1: the CRI plugin",
+        Release::Newer => "containerd 2: the CRI plugin",
     };
     // The runtime's `--root`, which is as much a part of its options.
     let root = format!("Root = \"{}\"\n    BinaryName", ctx.dir.join("runc-root").display());
@@ -118,7 +113,31 @@ fn configuration(ctx: &Ctx, release: Release) -> String {
     if ctx.view.has_systemd() {
         config = config.replace("BinaryName", "SystemdCgroup = true\n    BinaryName");
     }
-    format!("{config}{more}")
+    format!("{config}{}", own_configuration(ctx, release))
+}
+
+/// What the plugin is to know besides its runtimes.
+fn own_configuration(ctx: &Ctx, release: Release) -> String {
+    let network = network(ctx);
+    match release {
+        Release::System => {
+            format!(
+                "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"{PAUSE}\"\nrestrict_oom_score_adj = true\n\
+                 stream_server_address = \"127.0.0.1\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = \"/usr/lib/cni\"\nconf_dir = \"{}\"\n",
+                network.display()
+            )
+        }
+        Release::Newer => {
+            format!(
+                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = \"{PAUSE}\"\n\
+                 [plugins.\"io.containerd.grpc.v1.cri\"]\nstream_server_address = \"127.0.0.1\"\n\
+                 [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
+                 [plugins.\"io.containerd.cri.v1.runtime\".cni]\nbin_dirs = [\"/usr/lib/cni\"]\nconf_dir = \"{}\"\n",
+                network.display()
+            )
+        }
+    }
 }
 
 /// The directory of a CNI configuration: a pair of devices a pod, no bridge, no packet filter.

@@ -16,14 +16,14 @@ of_both! {
 }
 
 /// The channels of `v4.channel.k8s.io` for exec and attach.
-const STDIN: u8 = 0;
-const STDOUT: u8 = 1;
-const STDERR: u8 = 2;
+pub const STDIN: u8 = 0;
+pub const STDOUT: u8 = 1;
+pub const STDERR: u8 = 2;
 const ERROR: u8 = 3;
 const RESIZE: u8 = 4;
 
 /// A web socket (RFC 6455) whose messages begin with the byte of a channel.
-struct Stream {
+pub struct Stream {
     socket: TcpStream,
     /// What has come, by channel.
     heard: [Vec<u8>; 5],
@@ -56,7 +56,7 @@ impl Stream {
         Stream { socket, heard }
     }
 
-    fn send(&mut self, channel: u8, text: &str) {
+    pub fn send(&mut self, channel: u8, text: &str) {
         let length = text.len() + 1;
         assert!(length < 126, "longer messages have another head");
         // Whole, binary, and masked with zeros, as a client must mask.
@@ -91,12 +91,12 @@ impl Stream {
         true
     }
 
-    fn text(&self, channel: u8) -> String {
+    pub fn text(&self, channel: u8) -> String {
         String::from_utf8_lossy(&self.heard[usize::from(channel)]).into_owned()
     }
 
     #[track_caller]
-    fn expect(&mut self, channel: u8, text: &str) {
+    pub fn expect(&mut self, channel: u8, text: &str) {
         while !self.text(channel).contains(text) {
             assert!(
                 self.next(),
@@ -107,7 +107,7 @@ impl Stream {
     }
 
     /// Takes all until the end; the exit status, which the error channel tells as an object of the API.
-    fn exit_status(&mut self) -> i64 {
+    pub fn exit_status(&mut self) -> i64 {
         while self.next() {}
         let status: Value =
             serde_json::from_str(&self.text(ERROR)).unwrap_or_else(|e| panic!("{e}: {:?}", self.text(ERROR)));
@@ -122,7 +122,7 @@ impl Stream {
 }
 
 impl Cri<'_> {
-    fn stream(&mut self, method: &str, request: Value) -> Stream {
+    pub fn stream(&mut self, method: &str, request: Value) -> Stream {
         let answer = self.call(method, request);
         Stream::open(answer["url"].as_str().expect("an address"))
     }

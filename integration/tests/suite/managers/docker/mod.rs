@@ -2,6 +2,7 @@
 
 mod refusals;
 mod security;
+mod setup;
 mod verbs;
 
 use std::fs;
@@ -16,7 +17,7 @@ use super::{IMAGE, Inspect, NO_HYBRID, Said, V1, complaints, documented, say};
 
 /// The tests of these modules.
 pub fn tests() -> Vec<Test> {
-    [verbs::tests(), security::tests(), refusals::tests()].concat()
+    [verbs::tests(), security::tests(), refusals::tests(), setup::tests()].concat()
 }
 
 struct Docker<'a> {
@@ -34,8 +35,14 @@ fn docker<'a>(ctx: &'a Ctx, release: Release, image: &Path) -> Docker<'a> {
 fn docker_with<'a>(ctx: &'a Ctx, release: Release, image: &Path, flags: &[&str]) -> Docker<'a> {
     ctx.tmpfs(Path::new("/run"), "mode=755");
     release.enter(ctx);
+    let config = documented(ctx, "Docker", "json");
+    configured(ctx, image, &config, flags)
+}
+
+/// The daemon of the release that was entered, with that `daemon.json`.
+fn configured<'a>(ctx: &'a Ctx, image: &Path, config: &str, flags: &[&str]) -> Docker<'a> {
     let dir = ctx.mkdir("docker");
-    fs::write(dir.join("daemon.json"), documented(ctx, "Docker", "json")).unwrap();
+    fs::write(dir.join("daemon.json"), config).unwrap();
     let daemon = start(ctx, &dir, flags);
     let it = Docker { ctx, dir, daemon };
     it.is_up();

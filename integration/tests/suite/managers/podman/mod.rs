@@ -6,6 +6,7 @@ mod pods;
 mod refusals;
 mod rootless;
 mod security;
+mod setup;
 mod units;
 mod verbs;
 mod volumes;
@@ -41,6 +42,7 @@ pub fn tests() -> Vec<Test> {
         units::tests(),
         rootless::tests(),
         refusals::tests(),
+        setup::tests(),
         wasm::tests(),
     ]
     .concat()

@@ -1,0 +1,665 @@
+//! Code compiled ahead of time: the cache, who fills it and when, what is not used, and how a compiler is confined.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use proa_integration::ctx::{Running, eventually};
+use proa_integration::{Bundle, Ctx, Output, tests, wasm};
+use serde_json::{Value, json};
+
+tests! {
+    code_is_made_before_the_start_and_used_from_then_on .once().only_proa().seconds(120);
+    code_is_made_in_the_background_for_the_next_start .once().only_proa().seconds(120);
+    what_the_policy_does_not_want_is_not_used_or_made .once().only_proa().seconds(120);
+    a_damaged_entry_is_as_good_as_none .once().only_proa().seconds(120);
+    what_others_could_have_written_is_not_used .once().only_proa().seconds(120);
+    a_cache_that_cannot_be_written_costs_time_only .once().only_proa().seconds(120);
+    what_is_too_much_for_the_cache_makes_room_or_is_left_out .once().only_proa().seconds(120);
+    many_who_start_at_once_compile_once .once().only_proa().seconds(180);
+    exec_uses_compiled_code .once().only_proa().seconds(120);
+    a_user_namespace_uses_compiled_code .once().only_proa().seconds(120);
+    a_container_without_proc_uses_compiled_code .once().only_proa().seconds(120);
+    a_compiler_is_confined .only_proa().seconds(120);
+    a_compiler_ends_with_its_proa .once().only_proa().seconds(120);
+    a_signal_ends_the_wait_for_a_compiler .once().only_proa().seconds(120);
+    a_compiler_has_a_time_limit_and_is_not_tried_again .once().only_proa().seconds(120);
+    a_malformed_module_is_not_compiled .once().only_proa().seconds(120);
+    the_cache_is_listed_emptied_and_pruned .once().only_proa().seconds(180);
+    a_file_is_made_whole_or_not_at_all .once().only_proa().seconds(120);
+    code_of_an_image_is_run_only_if_it_is_trusted .once().only_proa().seconds(120);
+}
+
+const SUM: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+
+int main(int argc, char **argv)
+{
+	volatile unsigned long sum = 0;
+	for (unsigned long i = 0; i < strtoul(argv[1], 0, 10); i++)
+		sum += i * i % 7;
+	printf("sum %lu\n", sum);
+	return 3;
+}
+"#;
+/// What it prints for 1000.
+const SUMMED: &str = "sum 2001";
+
+/// A test's cache, and a bundle whose entrypoint is a module.
+struct Room<'a> {
+    ctx: &'a Ctx,
+    bundle: Bundle,
+    cache: PathBuf,
+    /// Global arguments.
+    more: Vec<String>,
+}
+
+impl<'a> Room<'a> {
+    fn new(ctx: &'a Ctx) -> Self {
+        let bundle = ctx.bundle();
+        let module = wasm::compile(&ctx.dir, "module", SUM, &[]);
+        fs::copy(module, bundle.path("/module.wasm")).unwrap();
+        bundle.args(&["/module.wasm", "1000"]);
+        Self {
+            ctx,
+            bundle,
+            cache: ctx.dir.join("cache"),
+            more: Vec::new(),
+        }
+    }
+
+    fn module(&self) -> PathBuf {
+        self.bundle.path("/module.wasm")
+    }
+
+    fn policy(&self, policy: &str) -> &Self {
+        let annotations = json!({"run.oci.handler": "wasm", "proa.wasm/aot": policy});
+        self.bundle.set("/annotations", annotations);
+        self
+    }
+
+    fn config(&mut self, text: &str) {
+        let file = self.ctx.dir.join("config.toml");
+        fs::write(&file, text).unwrap();
+        self.more = vec!["--config".into(), file.to_str().unwrap().into()];
+    }
+
+    fn call(&self, args: &[&str]) -> proa_integration::Call {
+        let cache = self.cache.to_str().unwrap();
+        let more = self.more.iter().map(String::as_str);
+        let all: Vec<&str> = ["--debug", "--engine-cache", cache]
+            .into_iter()
+            .chain(more)
+            .chain(args.iter().copied())
+            .collect();
+        self.ctx.call(&all)
+    }
+
+    fn run_call(&self) -> proa_integration::Call {
+        self.call(&["run", "--bundle", self.bundle.dir.to_str().unwrap(), &self.ctx.id()])
+    }
+
+    /// Runs the container, which must do what it is for; whether it ran compiled code.
+    #[track_caller]
+    fn run(&self) -> (bool, Output) {
+        let out = self.run_call().output();
+        worked(&out);
+        (out.log.contains("compiled code loaded"), out)
+    }
+
+    #[track_caller]
+    fn compile(&self) -> Output {
+        let out = self
+            .call(&["wasm", "compile", self.module().to_str().unwrap()])
+            .output();
+        out.ok();
+        out
+    }
+
+    #[track_caller]
+    fn list(&self) -> Vec<Value> {
+        let out = self.call(&["wasm", "cache", "ls", "--format", "json"]).output();
+        out.ok().json().as_array().unwrap().clone()
+    }
+
+    /// The one entry's file.
+    #[track_caller]
+    fn entry(&self) -> PathBuf {
+        let files = self.files(Some("so"));
+        assert_eq!(files.len(), 1, "{files:?}");
+        files[0].clone()
+    }
+
+    fn files(&self, extension: Option<&str>) -> Vec<PathBuf> {
+        let all = fs::read_dir(&self.cache).into_iter().flatten().flatten();
+        all.map(|entry| entry.path())
+            .filter(|path| extension.is_none() || path.extension() == extension.map(OsStr::new))
+            .collect()
+    }
+}
+
+#[track_caller]
+fn worked(out: &Output) {
+    out.code(3);
+    assert_eq!(out.text(), SUMMED, "{out:?}");
+}
+
+/// Compilers at work that were started from this test: hulls with nobody's uid.
+fn compilers() -> Vec<i32> {
+    let all = fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let hull = line
+            .windows(b"proa-wasmedge".len())
+            .any(|part| part == b"proa-wasmedge");
+        hull && status(*pid, "Uid").starts_with("65534") && status(*pid, "Seccomp") == "2"
+    })
+    .collect()
+}
+
+/// A line of `/proc/PID/status`, or nothing.
+fn status(pid: i32, name: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    found.unwrap_or_default().trim().to_owned()
+}
+
+/// A compiler that is stopped at its work.
+#[track_caller]
+fn caught() -> Pid {
+    let pid = Pid::from_raw(eventually("a compiler", || compilers().first().copied()));
+    kill(pid, Signal::SIGSTOP).unwrap();
+    pid
+}
+
+fn code_is_made_before_the_start_and_used_from_then_on(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    assert!(room.policy("before-start").run().0);
+    let entries = room.list();
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    assert!(entries[0]["code"].as_u64().unwrap() > 1000, "{entries:?}");
+    let (used, out) = room.policy("use").run();
+    assert!(used && !out.log.contains("compiling a module"), "{out:?}");
+    // A pod's next container may start it otherwise; it is the same module.
+    fs::copy(room.module(), room.bundle.path("/another.wasm")).unwrap();
+    room.bundle.args(&["/another.wasm", "1000"]);
+    assert!(room.run().0);
+    assert_eq!(
+        room.files(None).len(),
+        1,
+        "nothing but the entry: {:?}",
+        room.files(None)
+    );
+}
+
+fn code_is_made_in_the_background_for_the_next_start(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    let (used, out) = room.policy("background").run();
+    assert!(!used && out.log.contains("compiling in the background"), "{out:?}");
+    // It has the key's lock since before the container was created: this waits for it, and has nothing left to do.
+    let out = room.compile();
+    assert!(
+        out.log.contains("compiling a module"),
+        "it asks a compiler for the key: {out:?}"
+    );
+    assert_eq!(room.list().len(), 1);
+    let (used, out) = room.run();
+    assert!(used && !out.log.contains("compiling"), "{out:?}");
+}
+
+fn what_the_policy_does_not_want_is_not_used_or_made(ctx: &Ctx) {
+    let mut room = Room::new(ctx);
+    assert!(!room.policy("use").run().0);
+    assert!(!room.policy("off").run().0);
+    assert!(!room.cache.exists());
+    room.compile();
+    assert!(!room.policy("off").run().0);
+    assert!(room.policy("use").run().0);
+    // Without an annotation it is the file's.
+    room.bundle.set("/annotations", json!({"run.oci.handler": "wasm"}));
+    assert!(room.run().0);
+    room.config("[wasm.aot]\npolicy = \"off\"\n");
+    assert!(!room.run().0);
+    // Code without what the guest's limits need is none for it.
+    room.config("[wasm]\ncount-instructions = true\n");
+    assert!(!room.run().0);
+    room.compile();
+    assert!(room.run().0);
+    assert_eq!(room.list().len(), 2);
+}
+
+fn a_damaged_entry_is_as_good_as_none(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    room.compile();
+    let entry = room.entry();
+    let whole = fs::read(&entry).unwrap();
+    let mut changed = whole.clone();
+    changed[whole.len() / 2] ^= 0x10;
+    for bytes in [&changed[..], &whole[..whole.len() / 2], b"", b"\x7fELF"] {
+        fs::write(&entry, bytes).unwrap();
+        let (used, out) = room.policy("use").run();
+        assert!(!used && out.log.contains("it is not used"), "{out:?}");
+    }
+    assert!(room.list()[0]["damage"].is_string());
+    assert!(room.policy("before-start").run().0);
+    assert_eq!(fs::read(&entry).unwrap().len(), whole.len());
+}
+
+fn what_others_could_have_written_is_not_used(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    room.compile();
+    room.policy("use");
+    let entry = room.entry();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let refused = |what: &str| {
+        let (used, out) = room.run();
+        assert!(!used && out.log.contains(what), "{what}: {out:?}");
+    };
+    chown(&entry, Some(1000), None).unwrap();
+    refused("uid 1000");
+    chown(&entry, Some(0), None).unwrap();
+    for bits in [0o664, 0o646] {
+        mode(&entry, bits);
+        refused("others can write to it");
+    }
+    mode(&entry, 0o644);
+    assert!(room.run().0);
+    mode(&room.cache, 0o777);
+    refused("others can write to it");
+    mode(&room.cache, 0o755);
+    chown(&room.cache, Some(1000), None).unwrap();
+    refused("uid 1000");
+}
+
+fn a_cache_that_cannot_be_written_costs_time_only(ctx: &Ctx) {
+    let mut room = Room::new(ctx);
+    room.policy("before-start");
+    fs::create_dir(&room.cache).unwrap();
+    // Full before the code is whole.
+    ctx.tmpfs(&room.cache, "size=16k,mode=755");
+    let (used, out) = room.run();
+    assert!(!used && out.log.contains("interpreted"), "{out:?}");
+    assert_eq!(room.files(None), [] as [PathBuf; 0]);
+    // Read-only: what is there is used, and nothing is made.
+    room.cache = ctx.mkdir("read-only");
+    ctx.tmpfs(&room.cache, "mode=755");
+    room.compile();
+    ctx.host_mount(&["-o", "remount,ro"], &room.cache);
+    assert!(room.run().0);
+    room.bundle.args(&["/module.wasm", "1000"]);
+    let other = wasm::compile(&ctx.dir, "other", &SUM.replace("return 3", "return 2 + argc / 2"), &[]);
+    fs::copy(other, room.module()).unwrap();
+    let (used, out) = room.run();
+    assert!(!used && out.log.contains("Read-only file system"), "{out:?}");
+    // A file where the directory should be.
+    room.cache = ctx.dir.join("file");
+    fs::write(&room.cache, "").unwrap();
+    assert!(!room.run().0);
+}
+
+fn what_is_too_much_for_the_cache_makes_room_or_is_left_out(ctx: &Ctx) {
+    let mut room = Room::new(ctx);
+    room.policy("before-start");
+    room.config("[wasm.aot]\nmax-size = \"1KiB\"\n");
+    let (used, out) = room.run();
+    assert!(!used && out.log.contains("more than the 1024"), "{out:?}");
+    assert_eq!(room.list().len(), 0);
+    room.config("");
+    room.compile();
+    let first = room.list()[0].clone();
+    let size = first["size"].as_u64().unwrap();
+    room.config(&format!("[wasm.aot]\nmax-size = \"{}\"\n", size * 3 / 2));
+    let other = wasm::compile(&ctx.dir, "other", &SUM.replace("return 3", "return 2 + argc / 2"), &[]);
+    fs::copy(other, room.module()).unwrap();
+    assert!(room.run().0);
+    let left = room.list();
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_ne!(left[0]["key"], first["key"]);
+}
+
+fn many_who_start_at_once_compile_once(ctx: &Ctx) {
+    const MANY: usize = 6;
+    let room = Room::new(ctx);
+    // Of one image, each in a cgroup of its own.
+    let bundles: Vec<Bundle> = (0..MANY).map(|_| ctx.bundle()).collect();
+    let all_at_once = |policy: &str| -> Vec<Output> {
+        for bundle in &bundles {
+            fs::copy(room.module(), bundle.path("/module.wasm")).unwrap();
+            let annotations = json!({"run.oci.handler": "wasm", "proa.wasm/aot": policy});
+            bundle.args(&["/module.wasm", "1000"]).set("/annotations", annotations);
+        }
+        let start = |bundle: &Bundle| {
+            let call = room.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &ctx.id()]);
+            call.spawn()
+        };
+        let running: Vec<Running> = bundles.iter().map(start).collect();
+        let outputs: Vec<Output> = running.into_iter().map(Running::wait).collect();
+        outputs.iter().for_each(worked);
+        outputs
+    };
+    let count = |outputs: &[Output], words: &str| outputs.iter().filter(|out| out.log.contains(words)).count();
+    let outputs = all_at_once("before-start");
+    assert_eq!(count(&outputs, "compiling a module"), 1, "{outputs:#?}");
+    assert_eq!(count(&outputs, "compiled code loaded"), MANY, "{outputs:#?}");
+    // In the background nobody waits, and there is one compiler all the same.
+    fs::remove_file(room.entry()).unwrap();
+    let outputs = all_at_once("background");
+    assert_eq!(count(&outputs, "compiling in the background"), 1, "{outputs:#?}");
+    room.compile();
+    assert!(room.policy("use").run().0);
+}
+
+fn exec_uses_compiled_code(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    room.compile();
+    room.policy("use");
+    let bundle = &room.bundle;
+    bundle.edit(|spec| spec["process"]["args"] = json!(["/wait.wasm"]));
+    let wait = wasm::compile(&ctx.dir, "wait", "int main(void) { for (;;) ; }", &["-O0"]);
+    fs::copy(wait, bundle.path("/wait.wasm")).unwrap();
+    let container = ctx.container(bundle);
+    let made = room.call(&["create", "--bundle", bundle.dir.to_str().unwrap(), &container.id]);
+    made.output().ok();
+    container.start();
+    let out = room.call(&["exec", &container.id, "/module.wasm", "1000"]).output();
+    worked(&out);
+    assert!(out.log.contains("compiled code loaded"), "{out:?}");
+    container.verb(&["delete", "--force"]).ok();
+    container.forget();
+}
+
+fn a_user_namespace_uses_compiled_code(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    room.bundle.userns(100_000);
+    assert!(room.policy("before-start").run().0);
+    assert!(room.policy("use").run().0);
+    // As another user of it, too.
+    room.bundle.set("/process/user", json!({"uid": 1000, "gid": 1000}));
+    assert!(room.run().0);
+}
+
+fn a_container_without_proc_uses_compiled_code(ctx: &Ctx) {
+    // No /proc, no capability, another working directory: nothing by which a path to the cache could be made.
+    let room = Room::new(ctx);
+    room.compile();
+    room.policy("use");
+    room.bundle.caps(&[]).edit(|spec| {
+        spec["mounts"] = json!([]);
+        spec["linux"]["maskedPaths"] = json!([]);
+        spec["linux"]["readonlyPaths"] = json!([]);
+        spec["process"]["cwd"] = json!("/home/user");
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    });
+    assert!(room.run().0);
+    // What the guest finds there is the container's still.
+    let list = r#"
+#include <dirent.h>
+#include <stdio.h>
+#include <unistd.h>
+
+int main(void)
+{
+	struct dirent *e;
+	DIR *d = opendir(".");
+	while (d && (e = readdir(d)))
+		puts(e->d_name);
+	for (int fd = 5; fd < 64; fd++)
+		if (lseek(fd, 0, SEEK_CUR) != -1)
+			printf("open %d\n", fd);
+	return 3;
+}
+"#;
+    let module = wasm::compile(&ctx.dir, "list", list, &[]);
+    fs::copy(module, room.module()).unwrap();
+    room.compile();
+    let out = room.run_call().output();
+    out.code(3);
+    assert!(out.log.contains("compiled code loaded"), "{out:?}");
+    assert!(!out.stdout.contains(".so") && !out.stdout.contains("open"), "{out:?}");
+}
+
+fn a_compiler_is_confined(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    room.policy("before-start");
+    let running = room.run_call().spawn();
+    let pid = caught();
+    let link = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    for kind in ["user", "pid", "mnt", "net", "ipc", "uts"] {
+        assert_ne!(link(&pid.to_string(), kind), link("self", kind), "{kind}");
+    }
+    let status = |name: &str| status(pid.as_raw(), name);
+    assert_eq!(status("Uid"), "65534\t65534\t65534\t65534");
+    assert_eq!(status("Gid"), "65534\t65534\t65534\t65534");
+    assert_eq!(status("Groups"), "");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(status(set), "0000000000000000", "{set}");
+    }
+    assert_eq!((status("NoNewPrivs"), status("Seccomp")), ("1".into(), "2".into()));
+    // In memory, and nothing there but what the compiler makes.
+    let root = format!("/proc/{pid}/root");
+    for entry in fs::read_dir(&root).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap();
+        assert!(name.starts_with("code"), "{name}");
+    }
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
+    assert!(mounts.lines().count() == 1 && mounts.contains("tmpfs"), "{mounts}");
+    let devices = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
+    let devices: Vec<&str> = devices
+        .lines()
+        .skip(2)
+        .map(|line| line.split(':').next().unwrap().trim())
+        .collect();
+    assert_eq!(devices, ["lo"]);
+    // Its streams are nobody's, and it has the module, the code, the pipe.
+    for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+        let target = fs::read_link(fd.path()).unwrap_or_default().display().to_string();
+        let known = ["/dev/null", "/null", "/memfd:proa-", "pipe:", "/code"];
+        assert!(known.iter().any(|known| target.starts_with(known)), "{target}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    for name in ["Max address space", "Max cpu time", "Max file size"] {
+        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
+        assert!(!line.contains("unlimited"), "{line}");
+    }
+    // Outside of the container's cgroup, and of ours.
+    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let bundles = room.bundle.spec()["linux"]["cgroupsPath"].as_str().unwrap().to_owned();
+    let own = bundles.rsplit(['/', ':']).next().unwrap();
+    assert!(!cgroup.contains(own), "{cgroup}");
+    if !ctx.view.has_systemd() {
+        assert_ne!(cgroup, fs::read_to_string("/proc/self/cgroup").unwrap());
+    }
+    kill(pid, Signal::SIGCONT).unwrap();
+    let out = running.wait();
+    worked(&out);
+    assert!(out.log.contains("compiled code loaded"), "{out:?}");
+}
+
+fn a_compiler_ends_with_its_proa(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    let mut running = room.call(&["wasm", "compile", room.module().to_str().unwrap()]).spawn();
+    let pid = caught();
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+    eventually("the compiler's end", || compilers().is_empty().then_some(()));
+    eventually("nothing of it", || {
+        status(pid.as_raw(), "State").is_empty().then_some(())
+    });
+    assert_eq!(room.files(Some("so")), [] as [PathBuf; 0]);
+    // The next one does the work, and clears up.
+    room.compile();
+    assert!(room.policy("use").run().0);
+    let left = ctx.root.join(".cache/compile");
+    let left: Vec<_> = fs::read_dir(left)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    assert_eq!(left, [".cache"]);
+    room.call(&["wasm", "cache", "prune"]).output().ok();
+    assert_eq!(room.files(None).len(), 1, "{:?}", room.files(None));
+}
+
+fn a_signal_ends_the_wait_for_a_compiler(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    room.policy("before-start");
+    let running = room.run_call().spawn();
+    caught();
+    running.signal(Signal::SIGTERM);
+    let out = running.wait();
+    out.refused(&["SIGTERM"]);
+    assert_eq!(compilers(), [] as [i32; 0]);
+    assert_eq!(room.files(Some("so")), [] as [PathBuf; 0]);
+}
+
+fn a_compiler_has_a_time_limit_and_is_not_tried_again(ctx: &Ctx) {
+    let mut room = Room::new(ctx);
+    room.config("[wasm.aot]\ntime-limit = \"4s\"\n");
+    room.policy("before-start");
+    let running = room.run_call().spawn();
+    // It does not get on any more.
+    caught();
+    let out = running.wait();
+    worked(&out);
+    assert!(out.log.contains("has not finished in 4s"), "{out:?}");
+    assert_eq!(compilers(), [] as [i32; 0]);
+    let (used, out) = room.run();
+    assert!(!used && out.log.contains("not tried again"), "{out:?}");
+    let listed = room.list();
+    assert!(listed[0]["failure"].as_str().unwrap().contains("4s"), "{listed:?}");
+    // Whoever asks for it gets it.
+    room.config("");
+    room.compile();
+    assert!(room.run().0);
+}
+
+fn a_malformed_module_is_not_compiled(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    let good = fs::read(room.module()).unwrap();
+    let cases: [(&[u8], &str); 5] = [
+        (&good[..200], "truncated"),
+        (b"\0asm\x01\0\0\0\x01\x05garb!", "compile:"),
+        (wasm::COMPONENT, "component"),
+        (b"#!/bin/sh\n", "program"),
+        (b"", "empty"),
+    ];
+    for (bytes, words) in cases {
+        let file = ctx.dir.join("bad.wasm");
+        fs::write(&file, bytes).unwrap();
+        let out = room.call(&["wasm", "compile", file.to_str().unwrap()]).output();
+        out.refused(&[words]);
+        assert!(out.stderr.contains("bad.wasm"), "{out:?}");
+    }
+    let missing = ctx.dir.join("missing.wasm");
+    let out = room.call(&["wasm", "compile", missing.to_str().unwrap()]).output();
+    out.refused(&["No such file"]);
+    assert_eq!(room.files(None), [] as [PathBuf; 0]);
+}
+
+fn the_cache_is_listed_emptied_and_pruned(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    let cache = |args: &[&str]| room.call(&[&["wasm", "cache"], args].concat()).output();
+    assert_eq!(room.list().len(), 0);
+    assert_eq!(cache(&["ls"]).ok().stdout.lines().count(), 1);
+    cache(&["prune"]).ok();
+    let key = room.compile().text().to_owned();
+    let listed = room.list();
+    assert_eq!(listed[0]["key"], key.as_str());
+    let digest = listed[0]["module"].as_str().unwrap().to_owned();
+    assert!(key.starts_with(&digest) && digest.len() == 64);
+    assert!(listed[0]["target"]["engine"].as_str().unwrap().starts_with("WasmEdge"));
+    assert!(cache(&["ls"]).ok().stdout.contains(&digest[..16]));
+    // Again is no work; with --force it is.
+    let made = || fs::metadata(room.entry()).unwrap().modified().unwrap();
+    let before = made();
+    assert_eq!(room.compile().text(), key);
+    assert_eq!(made(), before);
+    let module = room.module();
+    let force = room.call(&[
+        "wasm",
+        "compile",
+        "--force",
+        "--opt-level",
+        "0",
+        module.to_str().unwrap(),
+    ]);
+    assert_eq!(force.output().ok().text(), key);
+    assert_ne!(made(), before);
+    assert!(room.policy("use").run().0);
+    cache(&["prune", "--older-than", "1h"]).ok();
+    assert_eq!(room.list().len(), 1);
+    for (args, words) in [
+        (&["rm"][..], "--all"),
+        (&["rm", "ffffffffffff"], "no entry"),
+        (&["rm", "../../etc/passwd"], "no entry"),
+        (&["ls", "--format", "xml"], "format"),
+        (&["prune", "--older-than", "soon"], "soon"),
+        (&["list"], "wasm cache list"),
+    ] {
+        let out = cache(args);
+        assert!(
+            out.code != 0 && (out.stderr.contains(words) || out.log.contains(words)),
+            "{out:?}"
+        );
+    }
+    cache(&["rm", &digest[..12]]).ok();
+    assert_eq!(room.list().len(), 0);
+    room.compile();
+    cache(&["prune", "--max-size", "1KiB"]).ok();
+    assert_eq!(room.list().len(), 0);
+    room.compile();
+    cache(&["rm", "--all"]).ok();
+    assert_eq!(room.files(None), [] as [PathBuf; 0]);
+}
+
+fn a_file_is_made_whole_or_not_at_all(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    let (module, output) = (room.module(), ctx.mkdir("out").join("module.so"));
+    let compile = |module: &Path| {
+        let paths = [module, &output].map(|path| path.to_str().unwrap());
+        room.call(&["wasm", "compile", "--output", paths[1], paths[0]]).output()
+    };
+    compile(&module).ok();
+    let code = fs::read(&output).unwrap();
+    assert!(code.starts_with(b"\x7fELF"));
+    assert!(!room.cache.exists());
+    let bad = ctx.dir.join("bad.wasm");
+    fs::write(&bad, b"\0asm\x01\0\0\0\x01\x05garb!").unwrap();
+    compile(&bad).refused(&["compile:"]);
+    assert_eq!(fs::read(&output).unwrap(), code, "what was there stays");
+    assert_eq!(fs::read_dir(output.parent().unwrap()).unwrap().count(), 1);
+}
+
+fn code_of_an_image_is_run_only_if_it_is_trusted(ctx: &Ctx) {
+    let mut room = Room::new(ctx);
+    let (module, library) = (room.module(), room.bundle.path("/module.so"));
+    let paths = [&library, &module].map(|path| path.to_str().unwrap());
+    room.call(&["wasm", "compile", "--output", paths[0], paths[1]])
+        .output()
+        .ok();
+    room.policy("use").bundle.args(&["/module.so", "1000"]);
+    let run = |room: &Room<'_>| room.run_call().output();
+    run(&room).refused(&["isn't trusted"]);
+    room.config("[wasm.aot]\ntrust-image-code = true\n");
+    worked(&run(&room));
+    // A guest may not ask for it by itself.
+    room.config("");
+    let asks = json!({"run.oci.handler": "wasm", "proa.wasm/trust-image-code": "true"});
+    room.bundle.set("/annotations", asks);
+    run(&room).refused(&["trust-image-code"]);
+    // The same in a section of a module: a damaged one is no matter as long as it isn't looked at.
+    let mut bytes = fs::read(&module).unwrap();
+    let section = [b"\x08wasmedge".as_slice(), b"native code"].concat();
+    bytes.extend_from_slice(&[0, section.len() as u8]);
+    bytes.extend_from_slice(&section);
+    fs::write(&module, bytes).unwrap();
+    room.policy("use").bundle.args(&["/module.wasm", "1000"]);
+    worked(&run(&room));
+    // And the cache's own code of such a module has none of it.
+    assert!(room.policy("before-start").run().0);
+}
