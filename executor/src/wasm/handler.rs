@@ -7,7 +7,7 @@ use super::compile::Compiler;
 use super::files::Files;
 use super::limits::Bounds;
 use super::module::{Refusal, Survey};
-use super::process::OwnMemory;
+use super::process::{OwnMemory, Title};
 use super::progress::Progress;
 use super::watch::Watch;
 use super::{engine, entrypoint, names, network, process};
@@ -19,7 +19,7 @@ use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
@@ -53,6 +53,7 @@ struct Module {
     code: Code,
     progress: Progress,
     own_memory: OwnMemory,
+    title: Option<Title>,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
 }
@@ -94,7 +95,9 @@ impl WasmHandler {
         };
         let policy = guest.policy.as_deref();
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
-        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off);
+        // Code that was compiled elsewhere counts no instructions, and has its own idea of the tables.
+        let bounded = policy.is_some_and(|policy| policy.counts() || policy.limits.table_elements.is_some());
+        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off) && !bounded;
         let mut code = Code::Own { trusted };
         let (survey, digest) = match entrypoint::inspect(&file, guest, cache.is_some()) {
             Ok(Some(inspected)) => inspected,
@@ -128,6 +131,7 @@ impl WasmHandler {
             code,
             progress,
             own_memory: OwnMemory::open(),
+            title: Title::find(),
             strings: None,
         })))
     }
@@ -251,6 +255,9 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     strings.files.enforce()?;
     network::enforce(guest)?;
     // Its thread inherits what holds for this one.
+    if let Some(title) = &module.title {
+        title.set(&name_of(&strings.args[0]), &strings.args);
+    }
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
     watch.observe();
@@ -266,6 +273,13 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     let end = ended.unwrap_or_else(|| machine.execute("_start"));
     watch.look();
     Ok(finish(end, progress.page, &limits, path))
+}
+
+/// The name of a program's file, which the kernel cuts to 15 bytes.
+fn name_of(program: &CStr) -> CString {
+    let bytes = program.to_bytes();
+    let start = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+    CString::new(&bytes[start..]).unwrap_or_default()
 }
 
 /// Notes how the guest ended, says on its stderr what stopped it, and returns the exit status.
