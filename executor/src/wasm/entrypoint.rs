@@ -2,21 +2,20 @@
 //! its own bytes or with code compiled ahead of time, once the process is confined ([`Module::load`]).
 
 use super::binding::{Counting, Failure, Library, Machine};
-use super::code::Compiled;
+use super::code::{self, Compiled};
 use super::files::Files;
+use super::inspection::Verdict;
 use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
 use super::progress::Progress;
 use super::{binfmt, engine, names, network};
-use crate::aot::{Digest, Hashing, Source};
+use crate::aot::{Digest, Hashing, Key, Options, Source};
 use crate::native;
 use crate::policy::Aot;
 use crate::recognise::{self, Evidence};
 use crate::status::{Code, Phase};
 use crate::{Error, Guest};
-use nix::errno::Errno;
-use proa_sys::errno::words;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -233,23 +232,8 @@ pub fn failed(guest: &Guest, engine: &str, phase: &'static str, failure: Failure
 /// Opens the entrypoint; refused as runc refuses a program that isn't there.
 fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
     let program = &guest.args[0];
-    let cause = match open::find(
-        rootfs,
-        program,
-        &guest.cwd,
-        native::search_path(&guest.env),
-        Resolver::Kernel,
-    ) {
-        Ok(Some(file)) => return Ok(file),
-        Ok(None) if !program.contains('/') => "executable file not found in $PATH".to_owned(),
-        Ok(None) => format!("stat {program}: {}", words(Errno::ENOENT)),
-        Err(errno @ (Errno::EISDIR | Errno::EACCES)) => words(errno),
-        Err(errno) => format!("stat {program}: {}", words(errno)),
-    };
-    Err(Error::Program {
-        program: program.clone(),
-        cause,
-    })
+    let search = native::search_path(&guest.env);
+    open::refusing(program, open::find(rootfs, program, &guest.cwd, search, Resolver::Kernel))
 }
 
 /// Whether the entrypoint is executed natively because nobody said that it is a module, and it is none; or it is one, and the
@@ -277,6 +261,25 @@ fn unmarked_program(guest: &Guest, file: &File) -> bool {
         );
     }
     interpreter.is_some()
+}
+
+/// What [`Module::prepare`] would find of an entrypoint whose file is this one, with `library` as the engine.
+pub fn verdict(guest: &Guest, file: &File, library: Option<&Library>) -> Result<Verdict, Error> {
+    if unmarked_program(guest, file) {
+        return Ok(Verdict::Program);
+    }
+    let policy = guest.policy.as_deref().filter(|policy| policy.aot != Aot::Off);
+    let trusted = policy.is_some_and(|policy| policy.trust_image_code);
+    let Some(judged) = judge(file, guest, trusted, true)? else {
+        return Ok(Verdict::Program);
+    };
+    let digest = judged.digest.filter(|_| !trusted || judged.survey.aot.is_empty());
+    let policy = policy.filter(|_| Bounds::of(guest).table_elements.is_none());
+    let target = policy
+        .zip(library)
+        .and_then(|(policy, library)| code::target(library, Options::of(policy)));
+    let key = digest.zip(target).map(|(digest, target)| Key::new(digest, &target).to_string());
+    Ok(Verdict::Module { key })
 }
 
 /// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of a module

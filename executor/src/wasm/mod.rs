@@ -22,6 +22,7 @@ mod handler;
 mod limits;
 #[cfg(feature = "engine")]
 pub mod loader_cache;
+pub mod inspection;
 pub mod module;
 #[cfg(feature = "engine")]
 mod names;
