@@ -71,6 +71,7 @@ fuzz:
 
 install: build
 	install -D -m 755 $(BIN)/proa $(DESTDIR)$(PREFIX)/bin/proa
+	ln -sfn proa $(DESTDIR)$(PREFIX)/bin/proa-wasm
 	install -D -m 755 $(BIN)/proa-wasmedge $(DESTDIR)$(PREFIX)/bin/proa-wasmedge
 	@if [ -d target/engine/current ]; then \
 		echo "the engine of target/engine goes to $(DESTDIR)$(PREFIX)/lib/proa/engine"; \

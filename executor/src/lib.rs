@@ -113,12 +113,6 @@ pub enum Error {
         /// Why.
         cause: wasm::Refusal,
     },
-    /// The status page can't be mapped.
-    #[error("status page of the Wasm guest: {0}")]
-    Status(String),
-    /// The guest's signals and timers can't be set up.
-    #[error("signals and timers of the Wasm guest (timer_create, timer_settime, sigaction): {0}")]
-    Watch(String),
     /// A directory can't be given to a WebAssembly guest.
     #[error("preopened directory {directory}: {problem}", directory = directory.display())]
     Preopen {
@@ -135,6 +129,12 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
+    /// The status page can't be mapped.
+    #[error("status page of the Wasm guest: {0}")]
+    Status(String),
+    /// The guest's signals and timers can't be set up.
+    #[error("signals and timers of the Wasm guest (timer_create, timer_settime, sigaction): {0}")]
+    Watch(String),
     /// There is no usable engine.
     #[cfg(feature = "engine")]
     #[error(transparent)]

@@ -22,6 +22,7 @@ use crate::process::rdt::Resctrl;
 use crate::process::{self, Filter};
 use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
+use crate::wasm;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Hook, Hooks};
 use proa_executor::Hull;
@@ -190,6 +191,9 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     } = order;
     process::check_host(&plan.process)?;
+    if let Some(policy) = &mut plan.process.guest.policy {
+        wasm::plugins::resolve(policy)?;
+    }
     let image = image::open_for(
         &mut plan.hull,
         &plan.process.guest,

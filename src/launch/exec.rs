@@ -38,7 +38,8 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     if hull == Hull::Wasm {
         // What holds for the container's first process holds for a module beside it: from the annotations as they were at
         // `create`, under the administrator's file as it is now.
-        let policy = crate::wasm::policy(&options.settings, &config.spec).map_err(crate::plan::Error::from)?;
+        let mut policy = crate::wasm::policy(&options.settings, &config.spec).map_err(crate::plan::Error::from)?;
+        crate::wasm::plugins::resolve(&mut policy)?;
         plan.guest.policy = Some(Box::new(policy));
     }
     let site = Site {

@@ -105,6 +105,9 @@ pub enum Error {
     /// The configuration can't be carried out.
     #[error(transparent)]
     Plan(#[from] crate::plan::Error),
+    /// A plugin of the Wasm engine can't be trusted or isn't there.
+    #[error(transparent)]
+    Plugin(#[from] crate::wasm::plugins::Error),
     /// The container's state.
     #[error(transparent)]
     State(#[from] crate::state::Error),

@@ -493,6 +493,25 @@ mod tests {
     }
 
     #[test]
+    fn the_document_shows_what_is_written() {
+        let document = include_str!("../../docs/managers.md");
+        for (manager, version) in [
+            (Manager::Containerd, Version { major: 1, minor: 6 }),
+            (Manager::Containerd, Version { major: 2, minor: 1 }),
+            (Manager::Podman, Version { major: 5, minor: 8 }),
+            (Manager::Docker, Version { major: 28, minor: 5 }),
+        ] {
+            let scratch = Scratch::new(&format!("document-{manager}-{}", version.major));
+            let edit = scratch.set_up(manager, &request(), Some(version));
+            assert!(
+                document.contains(&format!("\n{}```\n", edit.part)),
+                "{manager} {version}: {}",
+                edit.part
+            );
+        }
+    }
+
+    #[test]
     fn names_and_paths_that_a_manager_could_misunderstand_are_refused() {
         let with = |name: &str, binary: &str| {
             let (name, binary) = (name.to_owned(), binary.into());

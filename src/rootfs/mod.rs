@@ -87,7 +87,12 @@ impl Plan {
     pub fn origin(&self, path: &Path) -> Option<(&Path, PathBuf)> {
         let path = plan::clean(path);
         // What is mounted last covers what was there, were it mounted deeper.
-        match self.mounts.iter().rev().find(|mount| path.starts_with(&mount.destination)) {
+        match self
+            .mounts
+            .iter()
+            .rev()
+            .find(|mount| path.starts_with(&mount.destination))
+        {
             None => Some((&self.root, path)),
             Some(mount) if mount.kind == Kind::Bind => {
                 let below = path.strip_prefix(&mount.destination).unwrap_or(Path::new(""));

@@ -74,7 +74,9 @@ impl fmt::Display for Limits {
             None => write!(f, ", no bound of its own")?,
         }
         let also = [(self.shared, ", shared"), (self.wide, ", 64-bit")];
-        also.iter().filter(|(is, _)| *is).try_for_each(|(_, text)| f.write_str(text))
+        also.iter()
+            .filter(|(is, _)| *is)
+            .try_for_each(|(_, text)| f.write_str(text))
     }
 }
 
@@ -258,7 +260,10 @@ mod tests {
         assert_eq!(facts.size, module.len() as u64);
         assert_eq!(facts.sha256.len(), 64);
         assert_eq!(facts.imports["wasi_snapshot_preview1"][0].name, "proc_exit");
-        assert_eq!(facts.exports.iter().map(|it| it.kind).collect::<Vec<_>>(), ["memory", "function"]);
+        assert_eq!(
+            facts.exports.iter().map(|it| it.kind).collect::<Vec<_>>(),
+            ["memory", "function"]
+        );
         assert_eq!(facts.memories[0].to_string(), "3, no bound of its own");
         assert_eq!(facts.tables[0].to_string(), "2, at most 8");
         assert_eq!(facts.functions, 1);

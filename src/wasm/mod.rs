@@ -3,6 +3,7 @@
 
 pub mod annotations;
 pub mod facts;
+pub mod plugins;
 pub mod settings;
 pub mod units;
 

@@ -1,22 +1,31 @@
 //! Runs a WebAssembly module as the container's first process, or, where the entrypoint turns out to be a Linux program,
 //! executes that.
 
-use super::binding::{End, Failure};
+use super::binding::{Counting, End, Failure, Library};
+use super::code::{self, Code, Loaded};
 use super::compile::Compiler;
-use super::entrypoint::{Loaded, Module, failed};
-use super::module::Survey;
+use super::files::Files;
+use super::limits::Bounds;
+use super::module::{self, Kind, Refusal, Survey};
+use super::open::{self, Resolver};
+use super::process::OwnMemory;
+use super::progress::Progress;
 use super::watch::Watch;
-use super::{network, process};
-use crate::aot::Source;
+use super::{engine, judge, names, network, process};
+use crate::aot::{Digest, Hashing, Source};
 use crate::locate::ENGINE_DIR;
-use crate::native::NativeHandler;
-use crate::policy::Limits;
+use crate::native::{self, NativeHandler};
+use crate::policy::{Aot, Limits};
+use crate::recognise::Evidence;
 use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
-use std::io::Write;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 /// The exit status of a guest that trapped: what a shell reports for `SIGABRT`.
@@ -25,6 +34,8 @@ const TRAPPED: i32 = 134;
 const OUT_OF_FUEL: i32 = 128 + nix::libc::SIGXCPU;
 /// The exit status of a guest that could not be started.
 const FAILED: i32 = 1;
+/// As many bytes of a file as tell its kind.
+const HEAD: usize = 64;
 
 /// Executes a module in WasmEdge, and Linux programs natively: in a pod that is marked for Wasm, sidecars are marked too.
 #[derive(Default)]
@@ -40,6 +51,25 @@ enum Target {
     Compiler(Box<Compiler>),
 }
 
+/// A module that is open but not read, and the engine for it.
+struct Module {
+    file: File,
+    library: Library,
+    survey: Survey,
+    code: Code,
+    progress: Progress,
+    own_memory: OwnMemory,
+    /// Made by `check`, once the environment is final.
+    strings: Option<Strings>,
+}
+
+/// What WASI hands to the guest.
+struct Strings {
+    args: Vec<CString>,
+    env: Vec<CString>,
+    files: Files,
+}
+
 impl WasmHandler {
     /// A handler whose engine is looked for where the environment of this process says, or else where the dynamic loader
     /// finds it.
@@ -52,25 +82,74 @@ impl WasmHandler {
             target: None,
         }
     }
+
+    fn look(&self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<Target, Error> {
+        let engine_dir = self.engine_dir.as_deref();
+        if let Some(task) = &guest.compile {
+            let compiler = Compiler::prepare(task, engine_dir, source)?;
+            return Ok(Target::Compiler(Box::new(compiler)));
+        }
+        let mut progress = Progress::start(guest)?;
+        let file = match find(guest, rootfs) {
+            Ok(file) if !judge::is_kernels(guest, &file) => file,
+            Err(error) if guest.evidence == Evidence::Marked => return Err(error),
+            _ => {
+                progress.page.clear();
+                return Ok(Target::Program(NativeHandler::new()));
+            }
+        };
+        let refuse = |cause| Error::Module {
+            path: guest.args[0].clone(),
+            cause,
+        };
+        let policy = guest.policy.as_deref();
+        let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
+        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off);
+        let mut code = Code::Own { trusted };
+        let (survey, digest) = match inspect(&file, &Bounds::of(guest), cache.is_some()) {
+            Ok(Some(inspected)) => inspected,
+            Ok(None) => {
+                progress.page.clear();
+                return Ok(Target::Program(NativeHandler::new()));
+            }
+            // By its path, since that is how libraries are loaded: what the image has there is what is trusted.
+            Err(Refusal::SharedLibrary) if trusted && guest.args[0].contains('/') => {
+                code = Code::Image(native::c_string("process.args", 0, &guest.args[0])?);
+                (Survey::default(), None)
+            }
+            Err(refusal) => return Err(refuse(judge::by_name(refusal, &guest.args[0]))),
+        };
+        progress.is_over(Phase::Find);
+        let library = engine::load(engine_dir, engine::Use::Run)?;
+        names::fix(network::asks_nameservers(guest))?;
+        engine::load_plugins(&library, policy.map_or(&[][..], |policy| &policy.plugins))?;
+        progress.page.engine(&format!("WasmEdge {}", library.version()));
+        progress.is_over(Phase::Engine);
+        // Code that the image brings along is what its author wants to have run.
+        let digest = digest.filter(|_| !trusted || survey.aot.is_empty());
+        if let (Some((directory, policy)), Some(digest)) = (cache, &digest) {
+            code = Code::find(directory, (&library, digest, &file), policy, source);
+            progress.is_over(Phase::Code);
+        }
+        Ok(Target::Module(Box::new(Module {
+            file,
+            library,
+            survey,
+            code,
+            progress,
+            own_memory: OwnMemory::open(),
+            strings: None,
+        })))
+    }
 }
 
 impl Handler for WasmHandler {
     fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<(), Error> {
-        let engine_dir = self.engine_dir.as_deref();
-        if let Some(task) = &guest.compile {
-            let compiler = Compiler::prepare(task, engine_dir, source)?;
-            self.target = Some(Target::Compiler(Box::new(compiler)));
-            return Ok(());
+        self.target = Some(self.look(guest, rootfs, source)?);
+        match &mut self.target {
+            Some(Target::Program(native)) => native.prepare(guest, rootfs, source),
+            _ => Ok(()),
         }
-        self.target = Some(match Module::prepare(guest, rootfs, engine_dir, source)? {
-            Some(module) => Target::Module(Box::new(module)),
-            None => {
-                let mut native = NativeHandler::new();
-                native.prepare(guest, rootfs, source)?;
-                Target::Program(native)
-            }
-        });
-        Ok(())
     }
 
     fn in_process(&self) -> bool {
@@ -80,7 +159,10 @@ impl Handler for WasmHandler {
     fn check(&mut self, guest: &Guest) -> Result<(), Error> {
         match &mut self.target {
             Some(Target::Program(native)) => native.check(guest),
-            Some(Target::Module(module)) => module.check(guest),
+            Some(Target::Module(module)) => {
+                module.strings = Some(strings(guest)?);
+                Ok(())
+            }
             Some(Target::Compiler(_)) => Ok(()),
             None => Err(unprepared(guest)),
         }
@@ -103,31 +185,129 @@ impl Handler for WasmHandler {
     }
 }
 
+/// Opens the entrypoint; refused as runc refuses a program that isn't there.
+fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
+    let program = &guest.args[0];
+    let search = native::search_path(&guest.env);
+    open::refusing(
+        program,
+        open::find(rootfs, program, &guest.cwd, search, Resolver::Kernel),
+    )
+}
+
+/// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of the very
+/// bytes that were looked at comes along, unless they can't be read in order.
+pub(super) fn inspect(
+    file: &File,
+    bounds: &Bounds,
+    identify: bool,
+) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
+    let size = file.metadata().map_err(Refusal::Read)?.len();
+    let mut head = [0; HEAD];
+    let length = read_head(file, &mut head).map_err(Refusal::Read)?;
+    if module::kind(&head[..length])? == Kind::Program {
+        return Ok(None);
+    }
+    let mut hashing = Hashing::new(file);
+    let surveyed = match identify {
+        true => module::survey(&mut hashing, size),
+        false => module::survey(file, size),
+    };
+    let (survey, digest) = match surveyed {
+        // What is malformed is for the engine to refuse, in its words.
+        Err(Refusal::Read(error)) if error.kind() == ErrorKind::NotSeekable => (module::survey(file, size)?, None),
+        Ok(survey) if identify => {
+            let (digest, length) = hashing.finish().map_err(Refusal::Read)?;
+            (survey, (length == size).then_some(digest))
+        }
+        other => (other?, None),
+    };
+    bounds.check(&survey, file)?;
+    Ok(Some((survey, digest)))
+}
+
+pub(super) fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
+    let mut length = 0;
+    loop {
+        match file.read_at(&mut head[length..], length as u64) {
+            Ok(0) => return Ok(length),
+            Ok(more) => length += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Arguments, environment and preopened directories of the guest.
+fn strings(guest: &Guest) -> Result<Strings, Error> {
+    let make = |field, values: &[String]| -> Result<Vec<CString>, Error> {
+        values
+            .iter()
+            .enumerate()
+            .map(|(index, value)| native::c_string(field, index, value))
+            .collect()
+    };
+    let args = make("process.args", &guest.args)?;
+    let mut env = make("process.env", &guest.env)?;
+    if guest.cwd != "/" && !guest.env.iter().any(|entry| entry.starts_with("PWD=")) {
+        // What tells a guest where it is, as WASI has no working directory.
+        env.push(native::c_string("process.cwd", 0, &format!("PWD={}", guest.cwd))?);
+    }
+    let files = Files::open(guest)?;
+    Ok(Strings { args, env, files })
+}
+
 /// Runs the module to its end: the exit status for this process. An error is of something before its first instruction.
 fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Result<i32, Error> {
     let path = &guest.args[0];
-    let limits = guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default();
-    let engine = module.engine();
-    let failed = |phase, failure| failed(guest, &engine, phase, failure);
-    if module.strings.is_none() {
-        module.check(guest)?;
-    }
-    let Some(mut strings) = module.strings.take() else {
-        return Err(unprepared(guest));
+    let refuse = |cause| Error::Module {
+        path: path.clone(),
+        cause,
     };
+    let version = module.library.version();
+    let failed = |phase: &'static str, failure: Failure| {
+        refuse(Refusal::Engine {
+            engine: format!("WasmEdge {version}"),
+            phase,
+            message: failure.message,
+        })
+    };
+    let mut strings = match module.strings.take() {
+        Some(strings) => strings,
+        None => strings(guest)?,
+    };
+    let progress = &mut module.progress;
     // The wait for `start` is nobody's phase.
-    module.progress.resume();
+    progress.resume();
+    let (bounds, limits) = (Bounds::of(guest), limits(guest));
+
     let Loaded {
         mut machine,
         survey,
-        progress,
-    } = module.load(guest)?;
-    machine.validate().map_err(|failure| failed("validation", failure))?;
+        code,
+    } = code::load(
+        &module.library,
+        (&mut module.file, &mut module.code, &mut module.survey),
+        &bounds,
+        &mut || progress.is_over(Phase::Read),
+    )
+    .map_err(|failure| match failure {
+        code::LoadFailure::Refused(refusal) => refuse(refusal),
+        code::LoadFailure::Engine(phase, failure) => failed(phase, failure),
+    })?;
+    progress.page.code(code);
+    progress.is_over(Phase::Load);
+    machine.validate().map_err(|f| failed("validation", f))?;
     progress.is_over(Phase::Validate);
+    // What the instance copies of it is what is given back of it then: so much the engine needs for itself.
+    let pages = bounds.pages(&survey, module.own_memory.bytes().unwrap_or_default());
+    progress.page.most_pages(pages.unwrap_or_default().into());
+    machine.bound(pages, counting(guest)).map_err(|f| failed("set-up", f))?;
     if !survey.start_section {
         machine
             .instantiate()
-            .map_err(|failure| failed("instantiation", explain(failure, &survey)))?;
+            .map_err(|f| failed("instantiation", explain(f, &survey)))?;
+        machine.forget_parsed();
         progress.is_over(Phase::Instantiate);
     }
 
@@ -169,6 +349,17 @@ fn finish(end: End, page: &Page, limits: &Limits, path: &str) -> i32 {
     // Nobody is left to be told if stderr is closed; the status says it too.
     drop(std::io::stderr().write_all(format!("proa: wasm {kind}: {detail}\n").as_bytes()));
     status
+}
+
+fn limits(guest: &Guest) -> Limits {
+    guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default()
+}
+
+fn counting(guest: &Guest) -> Counting {
+    Counting {
+        count: guest.policy.as_ref().is_some_and(|policy| policy.count_instructions),
+        limit: limits(guest).fuel,
+    }
 }
 
 /// Adds what is known about a failed instantiation to the engine's few words: its log, which says more, is off.

@@ -39,13 +39,13 @@ pub enum Verdict {
 /// Loads the engine and judges what is shown.
 #[cfg(feature = "engine")]
 pub fn answer(shown: Option<(&crate::Guest, &std::fs::File)>) -> Inspection {
-    use super::{engine, entrypoint};
+    use super::{engine, judge};
     let directory = std::env::var_os(crate::locate::ENGINE_DIR)
         .filter(|dir| !dir.is_empty())
         .map(std::path::PathBuf::from);
     let loaded = engine::load_and_tell(directory.as_deref(), engine::Use::Run);
     let library = loaded.as_ref().ok().map(|(library, _)| library);
-    let verdict = shown.map(|(guest, file)| entrypoint::verdict(guest, file, library).map_err(|error| error.to_string()));
+    let verdict = shown.map(|(guest, file)| judge::verdict(guest, file, library).map_err(|error| error.to_string()));
     Inspection {
         engine: match &loaded {
             Ok((library, with_compiler)) => Ok(Engine {

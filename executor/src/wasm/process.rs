@@ -2,6 +2,34 @@
 #![allow(unsafe_code)]
 
 use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{SysconfVar, sysconf};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Tells how much memory this process has of its own. To be made while the host's procfs is in sight: a container may have
+/// none.
+pub struct OwnMemory(Option<File>);
+
+impl OwnMemory {
+    /// Opens what tells it. A host without procfs is not one that a container runs on.
+    pub fn open() -> Self {
+        let file =
+            File::open("/proc/self/statm").inspect_err(|error| tracing::debug!("open /proc/self/statm: {error}"));
+        Self(file.ok())
+    }
+
+    /// The bytes that can't be taken away from the process, unlike those of files: proc_pid_statm(5). They are counted for
+    /// each CPU, and so exact to some hundred KiB. `None` if it can't be told.
+    pub fn bytes(&self) -> Option<u64> {
+        let mut text = [0; 128];
+        let length = self.0.as_ref()?.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..length]).ok()?;
+        let mut fields = text.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+        let (resident, of_files) = (fields.next()?.ok()?, fields.next()?.ok()?);
+        let page = sysconf(SysconfVar::PAGE_SIZE).ok()??;
+        Some(resident.saturating_sub(of_files) * page as u64)
+    }
+}
 
 /// Ends this process without running destructors: those of a C++ library whose objects are still in use are among them.
 pub fn exit_now(status: i32) -> ! {
@@ -32,5 +60,20 @@ fn close_each(first: i32) {
     for fd in first..most {
         // SAFETY: as above; a number that isn't open gives EBADF.
         unsafe { libc::close(fd) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_its_own_is_counted() {
+        let own = OwnMemory::open();
+        let before = own.bytes().unwrap();
+        let filled = vec![1u8; 32 << 20];
+        let after = own.bytes().unwrap();
+        assert!(after - before > 24 << 20, "{before} {after} {}", filled[7]);
+        assert_eq!(OwnMemory(None).bytes(), None);
     }
 }

@@ -3,7 +3,7 @@
 mod aot;
 mod guest;
 mod load;
-mod policy;
+pub mod policy;
 mod programs;
 mod recognition;
 

@@ -146,8 +146,8 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     }
     let hull = if native { Hull::Native } else { Hull::Wasm };
     report.created(hull, handover.start_socket, |socket| {
-        // Not the engine's, which dlopen(3) made many objects; and not under a filter that an agent answers for.
-        if native && !notifies {
+        // Not under a filter that an agent answers for.
+        if !notifies {
             proa_sys::memory::wait_released(socket);
         }
     })?;

@@ -118,9 +118,8 @@ impl Report {
     /// A guest runs in this process from now on: end of file tells whoever waits. What was logged until then goes before;
     /// if nobody takes it, the guest runs all the same.
     pub fn started(&mut self) {
-        // Nobody listens to lines that come later; that these could not be told is no reason not to run.
         if let Err(error) = self.flush() {
-            tracing::debug!("{error}");
+            complain(&format!("proa: {error}\n"));
         }
         self.0 = None;
     }

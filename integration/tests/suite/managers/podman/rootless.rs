@@ -40,7 +40,7 @@ pub fn add_user(ctx: &Ctx, name: &str, user: u32, own: &[&Path]) {
 }
 
 /// podman of that release, called by the user, with that image.
-fn podman_of_a_user<'a>(ctx: &'a Ctx, release: Release, image: &Path) -> Podman<'a> {
+pub fn podman_of_a_user<'a>(ctx: &'a Ctx, release: Release, image: &Path) -> Podman<'a> {
     ctx.tmpfs(Path::new("/run"), "mode=755");
     release.enter(ctx);
     let dir = ctx.mkdir("podman");
