@@ -13,11 +13,12 @@ mod compile;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
-mod entrypoint;
-#[cfg(feature = "engine")]
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
+pub mod inspection;
+#[cfg(feature = "engine")]
+mod judge;
 #[cfg(feature = "engine")]
 mod limits;
 #[cfg(feature = "engine")]

@@ -1,27 +1,30 @@
-//! Which file the entrypoint is, and what it turns out to be: asked while the host's files are in sight.
+//! Which file the entrypoint is, and what it is taken for: by its content, by why it is in this hull at all, and by its name.
+//! Asked while the host's files are in sight.
 
+use super::binding::Library;
 use super::binfmt;
+use super::code;
+use super::inspection::Verdict;
 use super::limits::Bounds;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
-use crate::aot::{Digest, Hashing};
+use crate::aot::{Digest, Hashing, Key, Options};
 use crate::native;
+use crate::policy::{Aot, Policy};
 use crate::recognise::{self, Evidence};
 use crate::{Error, Guest};
-use nix::errno::Errno;
-use proa_sys::errno::words;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
 /// As many bytes of a file as tell its kind.
-pub const HEAD: usize = 64;
+const HEAD: usize = 64;
 
 /// Opens the entrypoint if it is to be run as a module; `None` if the kernel is to execute it.
 pub fn open(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Option<File>, Error> {
     match find(guest, rootfs) {
-        Ok(file) => Ok((!unmarked_program(guest, &file)).then_some(file)),
+        Ok(file) => Ok((!is_kernels(guest, &file)).then_some(file)),
         Err(error) if guest.evidence == Evidence::Marked => Err(error),
         Err(_) => Ok(None),
     }
@@ -30,28 +33,16 @@ pub fn open(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Option<File>, Error
 /// Opens the entrypoint; refused as runc refuses a program that isn't there.
 fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
     let program = &guest.args[0];
-    let cause = match open::find(
-        rootfs,
+    let search = native::search_path(&guest.env);
+    open::refusing(
         program,
-        &guest.cwd,
-        native::search_path(&guest.env),
-        Resolver::Kernel,
-    ) {
-        Ok(Some(file)) => return Ok(file),
-        Ok(None) if !program.contains('/') => "executable file not found in $PATH".to_owned(),
-        Ok(None) => format!("stat {program}: {}", words(Errno::ENOENT)),
-        Err(errno @ (Errno::EISDIR | Errno::EACCES)) => words(errno),
-        Err(errno) => format!("stat {program}: {}", words(errno)),
-    };
-    Err(Error::Program {
-        program: program.clone(),
-        cause,
-    })
+        open::find(rootfs, program, &guest.cwd, search, Resolver::Kernel),
+    )
 }
 
 /// Whether the entrypoint is executed natively because nobody said that it is a module, and it is none; or it is one, and the
 /// kernel knows how to execute it. What can't be read is the kernel's matter, too.
-fn unmarked_program(guest: &Guest, file: &File) -> bool {
+fn is_kernels(guest: &Guest, file: &File) -> bool {
     if guest.evidence == Evidence::Marked {
         return false;
     }
@@ -80,14 +71,6 @@ fn unmarked_program(guest: &Guest, file: &File) -> bool {
 /// bytes that were looked at comes along, unless they can't be read in order.
 pub fn inspect(file: &File, guest: &Guest, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
     survey(file, &Bounds::of(guest), identify).map_err(|refusal| by_name(refusal, &guest.args[0]))
-}
-
-/// Text can begin with anything: what is called `.wat` is taken for it.
-fn by_name(refusal: Refusal, name: &str) -> Refusal {
-    match refusal {
-        Refusal::Unknown(_) | Refusal::Empty if recognise::names_text(name) => Refusal::Text,
-        other => other,
-    }
 }
 
 fn survey(file: &File, bounds: &Bounds, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
@@ -125,4 +108,40 @@ fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Text can begin with anything: what is called `.wat` is taken for it.
+fn by_name(refusal: Refusal, name: &str) -> Refusal {
+    match refusal {
+        Refusal::Unknown(_) | Refusal::Empty if recognise::names_text(name) => Refusal::Text,
+        other => other,
+    }
+}
+
+/// What the handler would find of an entrypoint whose file is this one, with `library` as the engine.
+pub fn verdict(guest: &Guest, file: &File, library: Option<&Library>) -> Result<Verdict, Error> {
+    if is_kernels(guest, file) {
+        return Ok(Verdict::Program);
+    }
+    let policy = guest.policy.as_deref().filter(|policy| policy.aot != Aot::Off);
+    let trusted = policy.is_some_and(Policy::runs_image_code);
+    let (survey, digest) = match inspect(file, guest, true) {
+        Ok(Some(inspected)) => inspected,
+        Ok(None) => return Ok(Verdict::Program),
+        Err(Refusal::SharedLibrary) if trusted && guest.args[0].contains('/') => {
+            return Ok(Verdict::Module { key: None });
+        }
+        Err(refusal) => {
+            let path = guest.args[0].clone();
+            return Err(Error::Module { path, cause: refusal });
+        }
+    };
+    let digest = digest.filter(|_| !trusted || survey.aot.is_empty());
+    let target = policy
+        .zip(library)
+        .and_then(|(policy, library)| code::target(library, Options::of(policy)));
+    let key = digest.zip(target);
+    Ok(Verdict::Module {
+        key: key.map(|(digest, target)| Key::new(digest, &target).to_string()),
+    })
 }
