@@ -37,6 +37,9 @@ pub struct Guest {
     pub cwd: String,
     /// `linux.resources.memory.limit` in bytes, if there is one: bounds a Wasm guest's pages.
     pub memory_limit: Option<u64>,
+    /// Why it may be a WebAssembly module.
+    #[serde(default)]
+    pub evidence: recognise::Evidence,
     /// What it may do if it is a WebAssembly module; a Linux program has none.
     pub policy: Option<Box<policy::Policy>>,
     /// The number of an inherited descriptor of the file for its [`status::Page`], if somebody may want to read it.

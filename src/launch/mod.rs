@@ -22,7 +22,7 @@ mod terminal;
 pub use checkpoint::{CheckpointOptions, checkpoint};
 pub use code::{Site, directory as code_directory};
 pub use criu::CriuOptions;
-pub use exec::hull as exec_hull;
+pub use exec::may_be_module;
 pub use parent::program;
 pub use restore::{RestoreOptions, restore};
 

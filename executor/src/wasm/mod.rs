@@ -3,6 +3,7 @@
 
 #[cfg(feature = "engine")]
 mod binding;
+pub mod binfmt;
 #[cfg(feature = "engine")]
 mod calls;
 #[cfg(feature = "engine")]
@@ -11,6 +12,8 @@ mod code;
 mod compile;
 #[cfg(feature = "engine")]
 pub mod engine;
+#[cfg(feature = "engine")]
+mod entrypoint;
 #[cfg(feature = "engine")]
 mod files;
 #[cfg(feature = "engine")]
