@@ -215,7 +215,7 @@ impl Request {
     pub fn check(&self) -> Result<(), Error> {
         check_name(&self.name)?;
         let text = self.binary.to_str();
-        if !self.binary.is_absolute() || !text.is_some_and(|text| !text.chars().any(char::is_control)) {
+        if !self.binary.is_absolute() || text.is_none_or(|text| text.chars().any(char::is_control)) {
             return Err(Error::Binary(self.binary.clone()));
         }
         Ok(())
