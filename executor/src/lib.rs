@@ -37,6 +37,9 @@ pub struct Guest {
     pub cwd: String,
     /// `linux.resources.memory.limit` in bytes, if there is one: bounds a Wasm guest's pages.
     pub memory_limit: Option<u64>,
+    /// Why it may be a WebAssembly module.
+    #[serde(default)]
+    pub evidence: recognise::Evidence,
     /// What it may do if it is a WebAssembly module; a Linux program has none.
     pub policy: Option<Box<policy::Policy>>,
     /// The number of an inherited descriptor of the file for its [`status::Page`], if somebody may want to read it.
@@ -110,12 +113,6 @@ pub enum Error {
         /// Why.
         cause: wasm::Refusal,
     },
-    /// The status page can't be mapped.
-    #[error("status page of the Wasm guest: {0}")]
-    Status(String),
-    /// The guest's signals and timers can't be set up.
-    #[error("signals and timers of the Wasm guest (timer_create, timer_settime, sigaction): {0}")]
-    Watch(String),
     /// A directory can't be given to a WebAssembly guest.
     #[error("preopened directory {directory}: {problem}", directory = directory.display())]
     Preopen {
@@ -132,6 +129,12 @@ pub enum Error {
         /// Why not.
         problem: String,
     },
+    /// The status page can't be mapped.
+    #[error("status page of the Wasm guest: {0}")]
+    Status(String),
+    /// The guest's signals and timers can't be set up.
+    #[error("signals and timers of the Wasm guest (timer_create, timer_settime, sigaction): {0}")]
+    Watch(String),
     /// There is no usable engine.
     #[cfg(feature = "engine")]
     #[error(transparent)]

@@ -1,6 +1,7 @@
 //! Linux programs: looked up as runc does (the rules of Go's `exec.LookPath`), in the container's root and with the
 //! container's `PATH`.
 
+use crate::wasm::module::{self, Refusal};
 use crate::{Error, Guest, Handler, aot};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags};
@@ -8,6 +9,7 @@ use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, execve, faccessat};
 use proa_sys::errno::words;
 use std::ffi::CString;
+use std::io::Read;
 use std::os::fd::BorrowedFd;
 
 /// Executes the entrypoint with execve(2).
@@ -57,10 +59,32 @@ impl Handler for NativeHandler {
             unreachable!("check leaves it or fails")
         };
         let Err(errno) = execve(&ready.path, &ready.args, &ready.env);
-        Error::Exec {
-            path: ready.path.to_string_lossy().into_owned(),
-            cause: words(errno),
-        }
+        let path = ready.path.to_string_lossy().into_owned();
+        let hint = if errno == Errno::ENOEXEC { hint(&path) } else { None };
+        let cause = words(errno) + hint.unwrap_or_default();
+        Error::Exec { path, cause }
+    }
+}
+
+/// What helps with a file that the kernel knows no way to execute, if it is WebAssembly. It is the container's file, seen as its
+/// program would see it; nothing but a regular file is opened.
+fn hint(path: &str) -> Option<&'static str> {
+    let facts = stat(path).ok()?;
+    if SFlag::from_bits_truncate(facts.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFREG {
+        return None;
+    }
+    let mut head = Vec::new();
+    std::fs::File::open(path).ok()?.take(64).read_to_end(&mut head).ok()?;
+    match module::kind(&head) {
+        Ok(module::Kind::Module) => Some(
+            " (it is a WebAssembly module: to have it run as one, call it *.wasm, or set the annotation \
+             run.oci.handler=wasm)",
+        ),
+        Err(Refusal::Component) => Some(
+            " (it is a WebAssembly component, which WasmEdge can't run; build a module, for wasm32-wasi (wasm32-wasip1))",
+        ),
+        Err(Refusal::Text) => Some(" (it is WebAssembly text: assemble it first, for example with wat2wasm)"),
+        _ => None,
     }
 }
 
@@ -239,5 +263,32 @@ mod tests {
             handler.run(&guest, &mut || ()).to_string(),
             format!("exec {garbage}: exec format error")
         );
+    }
+
+    #[test]
+    fn what_the_kernel_cannot_execute_gets_a_hint_if_it_is_webassembly() {
+        let dir = Dir::new("hint");
+        let cases: [(&[u8], Option<&str>); 5] = [
+            (b"\0asm\x01\0\0\0", Some("run.oci.handler=wasm")),
+            (b"\0asm\x0d\0\x01\0", Some("component")),
+            (b"(module)", Some("wat2wasm")),
+            (b"\x7fELFgarbage", None),
+            (b"", None),
+        ];
+        for (content, hint) in cases {
+            let program = dir.file("program", 0o755);
+            fs::write(&program, content).unwrap();
+            let guest = Guest {
+                args: vec![program.clone()],
+                ..Guest::default()
+            };
+            let text = NativeHandler::new().run(&guest, &mut || ()).to_string();
+            let words = format!("exec {program}: exec format error");
+            assert!(text.starts_with(&words), "{text}");
+            match hint {
+                Some(hint) => assert!(text.contains(hint), "{text}"),
+                None => assert_eq!(text, words),
+            }
+        }
     }
 }

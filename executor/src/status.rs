@@ -56,9 +56,9 @@ pub enum Phase {
     Find,
     /// The engine is loaded.
     Engine,
-    /// The cache is asked for compiled code; this includes compiling, if that is waited for.
+    /// Compiled code is looked for in the cache, and made if that is waited for.
     Code,
-    /// The module is read, and its limits are put into it.
+    /// The module is read, and its limits are put into it; not if its compiled code is used.
     Read,
     /// The engine parses the module, or maps code compiled ahead of time.
     Load,

@@ -2,8 +2,8 @@
 //!
 //! `bench [FILE.md]` prints a table and, with a file, writes it there. `BENCH_ROUNDS` sets the number of rounds,
 //! `PROA_TEST_RUNTIME` another runtime than the built one, `CRUN` and `RUNC` other peers than those in `PATH`, `CRUN_NEWER`
-//! one more crun, `CRUN_WASM` a crun with WasmEdge, `PROA_TEST_VIEW` the cgroup view (`v1` unless set; crun refuses the
-//! hybrid one).
+//! one more crun, `CRUN_WASM` another crun with WasmEdge than that of `scripts/setup-crun-wasm`, `PROA_TEST_VIEW` the cgroup
+//! view (`v1` unless set; crun refuses the hybrid one).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::json;
 
 mod report;
+mod wasm;
 
 type Result<T> = std::result::Result<T, String>;
 
@@ -57,8 +58,8 @@ fn outside() -> Result<ExitCode> {
         .env(vars::VIEW, view()?.name());
     stage.env(vars::PROBE, host::compile_helper("probe", &helpers)?);
     stage.env("BENCH_FLOOR", host::compile_helper("floor", &helpers)?);
-    if let Some(hello) = compile_hello(&helpers)? {
-        stage.env("BENCH_HELLO", hello);
+    if let Some(modules) = wasm::compile(&helpers)? {
+        stage.env(wasm::MODULES, modules);
     }
     let out = stage
         .stderr(Stdio::inherit())
@@ -83,32 +84,25 @@ fn outside() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Compiles the Wasm hello where clang can; the Wasm line is left out otherwise.
-fn compile_hello(dir: &Path) -> Result<Option<PathBuf>> {
-    let source = dir.join("hello.c");
-    let target = dir.join("hello.wasm");
-    fs::write(
-        &source,
-        "#include <stdio.h>\nint main(void) { puts(\"hello\"); return 0; }\n",
-    )
-    .map_err(|e| e.to_string())?;
-    let status = Command::new("clang")
-        .args(["--target=wasm32-wasi", "-O2", "-o"])
-        .arg(&target)
-        .arg(&source)
-        .status();
-    Ok(status.is_ok_and(|s| s.success()).then_some(target))
-}
-
 /// A runtime to measure.
 struct Runtime {
     name: String,
     path: PathBuf,
     version: String,
-    wasm: bool,
+    kinds: Kinds,
+    /// The engine's directory, if it isn't to be the one that is found.
+    engine: Option<PathBuf>,
 }
 
-fn runtime(name: &str, path: PathBuf, wasm: bool) -> Option<Runtime> {
+/// Which containers a runtime is measured with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kinds {
+    Native,
+    Wasm,
+    Both,
+}
+
+fn runtime(name: &str, path: PathBuf, kinds: Kinds) -> Option<Runtime> {
     let out = Command::new(&path).arg("--version").output().ok()?;
     let version = String::from_utf8_lossy(&out.stdout)
         .lines()
@@ -119,7 +113,8 @@ fn runtime(name: &str, path: PathBuf, wasm: bool) -> Option<Runtime> {
         name: name.to_owned(),
         path,
         version,
-        wasm,
+        kinds,
+        engine: None,
     })
 }
 
@@ -136,13 +131,17 @@ fn runtimes() -> Vec<Runtime> {
         PathBuf::from,
     );
     let engine = own.with_file_name("proa-wasmedge").exists();
-    let mut all = vec![runtime("proa", own, engine)];
+    let mut all = vec![runtime(
+        "proa",
+        own.clone(),
+        if engine { Kinds::Both } else { Kinds::Native },
+    )];
     for (name, variable) in [("crun", "CRUN"), ("runc", "RUNC")] {
         let path = std::env::var_os(variable).map(PathBuf::from).or_else(|| find(name));
-        all.push(path.and_then(|p| runtime(name, p, false)));
+        all.push(path.and_then(|p| runtime(name, p, Kinds::Native)));
     }
-    all.push(std::env::var_os("CRUN_NEWER").and_then(|p| runtime("crun (newer)", p.into(), false)));
-    all.push(std::env::var_os("CRUN_WASM").and_then(|p| runtime("crun+wasm", p.into(), true)));
+    all.push(std::env::var_os("CRUN_NEWER").and_then(|p| runtime("crun (newer)", p.into(), Kinds::Native)));
+    all.extend(wasm::peers(&own));
     all.into_iter().flatten().collect()
 }
 
@@ -151,7 +150,7 @@ struct Bench<'a> {
     runtime: &'a Runtime,
     root: PathBuf,
     bundle: Bundle,
-    wasm: Option<Bundle>,
+    wasm: Option<wasm::Bundles>,
     count: u32,
 }
 
@@ -165,15 +164,23 @@ impl Bench<'_> {
         self.measure(args, Stdio::null())
     }
 
-    fn measure(&self, args: &[&str], errors: Stdio) -> Result<Duration> {
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.runtime.path);
         command
             .arg("--root")
             .arg(&self.root)
             .args(args)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(errors);
+            .stdout(Stdio::null());
+        if let Some(engine) = &self.runtime.engine {
+            command.env("PROA_ENGINE_DIR", engine);
+        }
+        command
+    }
+
+    fn measure(&self, args: &[&str], errors: Stdio) -> Result<Duration> {
+        let mut command = self.command(args);
+        command.stderr(errors);
         let before = Instant::now();
         let status = command
             .status()
@@ -192,16 +199,16 @@ impl Bench<'_> {
     }
 
     fn round(&mut self, samples: &mut Samples) -> Result<()> {
+        if let Some(bundles) = self.wasm.take() {
+            self.wasm_round(&bundles, samples)?;
+            self.wasm = Some(bundles);
+        }
+        if self.runtime.kinds == Kinds::Wasm {
+            return Ok(());
+        }
         let name = self.runtime.name.clone();
         let mut note = |what: &'static str, value: f64| samples.entry((what, name.clone())).or_default().push(value);
         let ms = |d: Duration| d.as_secs_f64() * 1000.0;
-        if let Some(wasm) = self.wasm.as_ref().map(|w| w.dir.display().to_string()) {
-            let id = self.id();
-            note("Wasm hello, run", ms(self.call(&["run", "--bundle", &wasm, &id])?));
-        }
-        if self.runtime.name == "crun+wasm" {
-            return Ok(());
-        }
         let bundle = self.bundle.dir.display().to_string();
         let id = self.id();
         note("run", ms(self.call(&["run", "--bundle", &bundle, &id])?));
@@ -281,7 +288,7 @@ fn body() -> Result<ExitCode> {
     let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let probe = path(vars::PROBE).ok_or("no probe")?;
     let floor = path("BENCH_FLOOR").ok_or("no floor")?;
-    let hello = path("BENCH_HELLO");
+    let modules = path(wasm::MODULES);
     let rounds: u32 = std::env::var("BENCH_ROUNDS")
         .ok()
         .and_then(|r| r.parse().ok())
@@ -303,15 +310,8 @@ fn body() -> Result<ExitCode> {
         };
         let bundle = make("native")?;
         bundle.args(&["/bin/probe", "true"]);
-        let wasm = match (&hello, runtime.wasm) {
-            (Some(hello), true) => {
-                let bundle = make("wasm")?;
-                fs::copy(hello, bundle.path("/hello.wasm")).map_err(|e| e.to_string())?;
-                bundle
-                    .args(&["/hello.wasm"])
-                    .set("/annotations", json!({"run.oci.handler": "wasm"}));
-                Some(bundle)
-            }
+        let wasm = match (&modules, runtime.kinds) {
+            (Some(modules), Kinds::Wasm | Kinds::Both) => Some(wasm::Bundles::new(modules, make)?),
             _ => None,
         };
         let root = dir.join(format!("{}-root", runtime.name));
@@ -350,13 +350,16 @@ fn body() -> Result<ExitCode> {
             bench.round(&mut samples)?;
         }
     }
-    for bench in benches.iter_mut().filter(|b| b.runtime.name != "crun+wasm") {
+    for bench in benches.iter_mut().filter(|b| b.runtime.kinds != Kinds::Wasm) {
         if let Some(kib) = bench.smallest_limit()? {
             let key = ("smallest memory limit for `true` (KiB)", bench.runtime.name.clone());
             samples.insert(key, vec![kib]);
         }
     }
-    let versions: Vec<_> = runtimes.iter().map(|r| (r.name.as_str(), r.version.as_str())).collect();
-    print!("{}", report::table(&samples, &versions, rounds, view()?.name()));
+    let versions: Vec<_> = runtimes
+        .iter()
+        .map(|r| (r.name.as_str(), r.version.as_str(), r.kinds != Kinds::Wasm))
+        .collect();
+    print!("{}", report::document(&samples, &versions, rounds, view()?.name()));
     Ok(ExitCode::SUCCESS)
 }

@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::fs;
 use std::process::Command;
 
-use crate::Samples;
+use crate::{Samples, wasm};
 
-const ROWS: [&str; 9] = [
+const ROWS: [&str; 8] = [
     "run",
     "create",
     "start",
@@ -15,7 +15,6 @@ const ROWS: [&str; 9] = [
     "exec",
     "memory of the waiting init, PSS (KiB)",
     "smallest memory limit for `true` (KiB)",
-    "Wasm hello, run",
 ];
 
 fn quantile(values: &[f64], q: f64) -> f64 {
@@ -30,11 +29,39 @@ fn shell(line: &str) -> String {
         .unwrap_or_default()
 }
 
-/// The whole document.
-pub fn table(samples: &Samples, versions: &[(&str, &str)], rounds: u32, view: &str) -> String {
+/// Median and quartiles, or the one value there is.
+fn cell(row: &str, samples: Option<&[f64]>) -> String {
+    let digits = if row.contains("KiB") { 0 } else { 2 };
+    match samples {
+        None => "–".to_owned(),
+        Some([one]) => format!("{one:.digits$}"),
+        Some(s) => format!(
+            "{:.digits$} ({:.digits$}–{:.digits$})",
+            quantile(s, 0.5),
+            quantile(s, 0.25),
+            quantile(s, 0.75)
+        ),
+    }
+}
+
+/// How many times the one median is the other.
+fn ratio(own: Option<&[f64]>, other: Option<&[f64]>) -> String {
+    match (own, other) {
+        (Some(own), Some(other)) => format!("{:.2}x", quantile(own, 0.5) / quantile(other, 0.5)),
+        _ => "–".to_owned(),
+    }
+}
+
+fn of<'a>(samples: &'a Samples, row: &str, name: &str) -> Option<&'a [f64]> {
+    samples
+        .iter()
+        .find(|((r, n), _)| *r == row && n == name)
+        .map(|(_, s)| s.as_slice())
+}
+
+/// The whole document. `versions` are the subjects, and whether each is measured with Linux programs.
+pub fn document(samples: &Samples, versions: &[(&str, &str, bool)], rounds: u32, view: &str) -> String {
     let mut text = String::new();
-    let mut names: Vec<&str> = versions.iter().map(|(name, _)| *name).collect();
-    names.push("floor");
     let mut line = |s: String| writeln!(text, "{s}").expect("a string takes everything");
     line("# Performance".into());
     line(String::new());
@@ -58,49 +85,60 @@ pub fn table(samples: &Samples, versions: &[(&str, &str)], rounds: u32, view: &s
         shell("nproc")
     ));
     line(format!("- rounds: {rounds}"));
-    for (name, version) in versions {
+    for (name, version, _) in versions {
         line(format!("- {name}: {version}"));
     }
-    line(String::new());
-    line(format!("| | {} | proa : crun | proa : floor |", names.join(" | ")));
-    line(format!("|---|{}", "---|".repeat(names.len() + 2)));
+    text + &native(samples, versions) + &wasm(samples)
+}
+
+fn native(samples: &Samples, versions: &[(&str, &str, bool)]) -> String {
+    let names = versions.iter().filter(|(_, _, native)| *native).map(|(name, ..)| *name);
+    let names: Vec<&str> = names.chain(["floor"]).collect();
+    let mut text = format!("\n| | {} | proa : crun | proa : floor |\n", names.join(" | "));
+    text += &format!("|---|{}\n", "---|".repeat(names.len() + 2));
     for row in ROWS {
-        let of = |name: &str| {
-            samples
-                .iter()
-                .find(|((r, n), _)| *r == row && n == name)
-                .map(|(_, s)| s.as_slice())
-        };
-        if names.iter().all(|n| of(n).is_none()) {
-            continue;
-        }
-        let digits = if row.contains("KiB") { 0 } else { 2 };
-        let cell = |name: &&str| {
-            of(name).map_or_else(
-                || "–".to_owned(),
-                |s| match s {
-                    [one] => format!("{one:.digits$}"),
-                    s => format!(
-                        "{:.digits$} ({:.digits$}–{:.digits$})",
-                        quantile(s, 0.5),
-                        quantile(s, 0.25),
-                        quantile(s, 0.75)
-                    ),
-                },
-            )
-        };
-        let peer = if row.starts_with("Wasm") { "crun+wasm" } else { "crun" };
-        let ratio = |other: &str| match (of("proa"), of(other)) {
-            (Some(own), Some(other)) => format!("{:.2}x", quantile(own, 0.5) / quantile(other, 0.5)),
-            _ => "–".to_owned(),
-        };
-        let cells: Vec<String> = names.iter().map(cell).collect();
-        line(format!(
-            "| {row} | {} | {} | {} |",
+        let cells: Vec<String> = names.iter().map(|name| cell(row, of(samples, row, name))).collect();
+        let ratio = |other| ratio(of(samples, row, "proa"), of(samples, row, other));
+        text += &format!(
+            "| {row} | {} | {} | {} |\n",
             cells.join(" | "),
-            ratio(peer),
+            ratio("crun"),
             ratio("floor")
-        ));
+        );
+    }
+    text
+}
+
+/// The part about Wasm containers, if there is a peer.
+fn wasm(samples: &Samples) -> String {
+    if of(samples, wasm::HELLO, wasm::PEER).is_none() {
+        return String::new();
+    }
+    let mut text = "\n## Wasm containers\n\n".to_owned();
+    text += "The peer is Debian's crun with its WasmEdge, both as they are (`scripts/setup-crun-wasm`). *The same engine* is proa with the\n";
+    text +=
+        "very library that this crun loads. *proa : native* is against proa's own `run` of a Linux program, above.\n\n";
+    let names = [wasm::OWN, wasm::OWN_WITH_PEERS_ENGINE, wasm::PEER];
+    text += &format!(
+        "| | {} | proa : crun | the same engine : crun | proa : native |\n",
+        names.join(" | ")
+    );
+    text += &format!("|---|{}\n", "---|".repeat(names.len() + 3));
+    let rows = [(wasm::HELLO, "run"), (wasm::WAITING, "")];
+    for (row, native) in rows {
+        let cells = names.map(|name| cell(row, of(samples, row, name)));
+        let (own, same, peer) = (
+            of(samples, row, names[0]),
+            of(samples, row, names[1]),
+            of(samples, row, names[2]),
+        );
+        let native = ratio(own, of(samples, native, wasm::OWN));
+        text += &format!(
+            "| {row} | {} | {} | {} | {native} |\n",
+            cells.join(" | "),
+            ratio(own, peer),
+            ratio(same, peer)
+        );
     }
     text
 }

@@ -6,7 +6,6 @@ use crate::launch::{self, ExecOptions};
 use crate::state::Action;
 use crate::wasm::Settings;
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
-use proa_executor::Hull;
 use std::path::PathBuf;
 
 /// liboci-cli's struct refuses what runc takes (`--env NAME` without `=`, a second `--cgroup`), and lacks `-c` and
@@ -110,9 +109,9 @@ fn exec(globals: &Globals, args: ExecArgs) -> Result<u8, Error> {
     check_cgroups(&args.cgroup)?;
     let process = args.process(&config)?;
     // A probe of a Linux program has no use for the file, and is not to fail for it.
-    let settings = match launch::exec_hull(&container, process.args().as_deref().unwrap_or_default()) {
-        Hull::Wasm => globals.settings()?,
-        Hull::Native => Settings::default(),
+    let settings = match launch::may_be_module(process.args().as_deref().unwrap_or_default()) {
+        true => globals.settings()?,
+        false => Settings::default(),
     };
     let options = ExecOptions {
         process,

@@ -49,7 +49,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("state", "output the state of a container"),
     ("update", "update container resource constraints"),
     ("features", "show the enabled features"),
-    ("wasm", "what concerns WebAssembly only: compile, cache"),
+    ("wasm", "what concerns WebAssembly only: compile, cache, stats"),
     ("help, h", "Shows a list of commands or help for one command"),
 ];
 
@@ -65,6 +65,7 @@ const SUB_COMMANDS: &[(&str, &str)] = &[
         "wasm cache prune",
         "remove what is old or too much in the cache of compiled code",
     ),
+    ("wasm stats", "show what a Wasm container's guest does and has done"),
 ];
 
 /// `{}` is the name that proa was called by.
@@ -88,6 +89,7 @@ COMMANDS:
 const GLOBAL: &str = "
 GLOBAL OPTIONS:
    --debug             enable debug logging
+   --log-level value   set how much is logged ('error', 'warning', 'info' or 'debug') (default: \"info\")
    --log value         set the log file to write proa logs to (default is '/dev/stderr')
    --log-format value  set the log format ('text' (default), or 'json') (default: \"text\")
    --root value        root directory for storage of container state (this should be located in tmpfs) (default: \"/run/proa\")
@@ -96,6 +98,7 @@ GLOBAL OPTIONS:
    --rootless value    ignore cgroup permission errors ('true', 'false', or 'auto') (default: \"auto\")
    --config value      configuration file (default: \"/etc/proa/config.toml\", if there is one)
    --engine-cache value  where WebAssembly compiled ahead of time is kept (default: \"/var/lib/proa/aot\")
+   --wasm-detect value  which entrypoints are WebAssembly without an annotation: 'annotation' (none), 'name' (*.wasm), or 'auto' (by content)
    --help, -h          show help
    --version, -v       print the version
 ";

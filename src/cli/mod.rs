@@ -37,6 +37,7 @@ use crate::{config, host, launch, logging, managers};
 use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
 use proa_executor::native::NativeHandler;
+use proa_executor::recognise::Detect;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
@@ -69,6 +70,8 @@ enum Error {
     Rootless(String),
     #[error("invalid value {0:?} for --cgroup-manager: must be cgroupfs, systemd or disabled")]
     CgroupManager(String),
+    #[error("invalid value for --wasm-detect: {0}")]
+    WasmDetect(String),
     #[error("{call} {path}: {source}", path = path.display())]
     Path {
         call: &'static str,
@@ -117,6 +120,8 @@ enum Error {
     Managers(#[from] managers::Error),
     #[error(transparent)]
     Criu(#[from] checkpoint::CriuError),
+    #[error("container {0} has no Wasm guest")]
+    NoGuest(String),
     #[error("wasm compile {module}: {source}", module = module.display())]
     Compile { module: PathBuf, source: Box<Error> },
     #[error(transparent)]
@@ -181,6 +186,9 @@ struct GlobalArgs {
     /// Who makes cgroups ('cgroupfs', 'systemd' or 'disabled'): crun's, which podman gives
     #[arg(long)]
     cgroup_manager: Option<String>,
+    /// How much is logged ('error', 'warning', 'info' or 'debug'): crun's; --debug comes first
+    #[arg(long)]
+    log_level: Option<String>,
     /// Accepted for old callers: as with runc, it is the criu in PATH that is used
     #[arg(long, hide = true)]
     criu: Option<PathBuf>,
@@ -190,6 +198,9 @@ struct GlobalArgs {
     /// Where code that was compiled ahead of time is kept (default: /var/lib/proa/aot)
     #[arg(long)]
     engine_cache: Option<PathBuf>,
+    /// How an entrypoint that nothing marks is recognised ('annotation', 'name' or 'auto'; default: the file's wasm.detect)
+    #[arg(long)]
+    wasm_detect: Option<String>,
 }
 
 /// What the global flags resolve to on this host.
@@ -204,6 +215,8 @@ struct Globals {
     config: Option<PathBuf>,
     /// `--engine-cache`.
     engine_cache: Option<PathBuf>,
+    /// `--wasm-detect`.
+    wasm_detect: Option<Detect>,
 }
 
 impl Globals {
@@ -212,6 +225,9 @@ impl Globals {
         let mut settings = Settings::load(self.config.as_deref())?;
         if let Some(cache) = &self.engine_cache {
             settings.wasm.aot.cache = Some(cache.clone());
+        }
+        if let Some(detect) = self.wasm_detect {
+            settings.wasm.detect = detect;
         }
         Ok(settings)
     }
@@ -243,7 +259,7 @@ pub fn main() -> ExitCode {
 fn report(error: &Error) {
     if let Error::UnknownVerb(_) | Error::Argv(_) | Error::NotUnicode(_) | Error::Log(_) = error {
         // These can come before the log is set up; then it is stderr. If it is set up, this is refused, and not needed.
-        logging::init(None, logging::Format::Text, false).ok();
+        logging::init(None, logging::Format::Text, tracing::Level::INFO).ok();
     }
     let (file, told) = (logging::to_file(), error.is_told());
     if file || !told {
@@ -415,7 +431,12 @@ impl Call<'_> {
         let args = GlobalArgs::from_arg_matches(&matches).map_err(value_error)?;
         let format = args.common.log_format.as_deref().unwrap_or_default().parse()?;
         let file = args.common.log.as_deref().filter(|path| !path.as_os_str().is_empty());
-        logging::init(file, format, args.common.debug)?;
+        let level = match (&args.log_level, args.common.debug) {
+            (_, true) => tracing::Level::DEBUG,
+            (Some(name), false) => logging::level(name)?,
+            (None, false) => tracing::Level::INFO,
+        };
+        logging::init(file, format, level)?;
         let root_given = args.common.root.is_some();
         let root = match args.common.root {
             Some(root) => given_root(&root)?,
@@ -437,8 +458,13 @@ impl Call<'_> {
             root_given,
             driver,
             rootless,
-            config: absolute_option(args.config)?,
+            config: args.config.map(given_file).transpose()?,
             engine_cache: absolute_option(args.engine_cache)?,
+            wasm_detect: args
+                .wasm_detect
+                .map(|word| word.parse())
+                .transpose()
+                .map_err(Error::WasmDetect)?,
         })
     }
 }
@@ -527,6 +553,14 @@ fn absolute_option(path: Option<PathBuf>) -> Result<Option<PathBuf>, Error> {
         .transpose()
 }
 
+/// The absolute path of a file that was named; that it was named by nothing is not overlooked.
+fn given_file(path: PathBuf) -> Result<PathBuf, Error> {
+    match path.as_os_str().is_empty() {
+        true => Ok(path),
+        false => absolute(&path),
+    }
+}
+
 fn preserve_fds(count: i32) -> Result<u32, Error> {
     u32::try_from(count).map_err(|_| Error::PreserveFds(count))
 }
@@ -570,6 +604,7 @@ mod tests {
         verb_command::<liboci_cli::Ps>("ps").debug_assert();
         verb_command::<liboci_cli::Spec>("spec").debug_assert();
         verb_command::<liboci_cli::Delete>("delete").debug_assert();
+        verb_command::<wasm::stats::StatsArgs>("wasm stats").debug_assert();
     }
 
     #[test]

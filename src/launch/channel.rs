@@ -35,6 +35,7 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use proa_executor::Hull;
 use proa_executor::aot::{Key, Target};
 use proa_sys::errno::Raw;
 use rustix::buffer::spare_capacity;
@@ -64,8 +65,8 @@ pub enum Message {
     Code(RawFd, Key, Target),
     /// The number of the seccomp listener among the sender's descriptors; it is to be sent where `listenerPath` says.
     Listener(RawFd),
-    /// Init waits for `start`.
-    Created,
+    /// Init waits for `start`; what was given to the Wasm hull may have turned out to be a Linux program.
+    Created(Hull),
     /// A line for the log, see [`crate::logging::forward`].
     Log(String),
     /// Init failed and ends.
@@ -136,7 +137,8 @@ impl Channel {
                 number = of.to_string();
                 (b'L', &number)
             }
-            Message::Created => (b'R', ""),
+            Message::Created(Hull::Native) => (b'R', ""),
+            Message::Created(Hull::Wasm) => (b'R', "wasm"),
             Message::Log(text) => (b'W', text),
             Message::Failed(text) => (b'F', text),
             Message::Unexecutable(text) => (b'X', text),
@@ -187,7 +189,8 @@ impl Channel {
             b'K' => code(&text).ok_or(Error::Unexpected(text))?,
             b'Y' => Message::Ready,
             b'L' => Message::Listener(number(text)?),
-            b'R' => Message::Created,
+            b'R' if text.is_empty() => Message::Created(Hull::Native),
+            b'R' => Message::Created(Hull::Wasm),
             b'W' => Message::Log(text),
             b'F' => Message::Failed(text),
             b'X' => Message::Unexecutable(text),

@@ -22,6 +22,7 @@ use crate::process::rdt::Resctrl;
 use crate::process::{self, Filter};
 use crate::rootfs::{self, Sources};
 use crate::state::{Record, Reservation, Store};
+use crate::wasm;
 use nix::sys::signal::Signal;
 use oci_spec::runtime::{Hook, Hooks};
 use proa_executor::Hull;
@@ -190,7 +191,14 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     } = order;
     process::check_host(&plan.process)?;
-    let image = image::open(plan.hull, options.settings.wasm.engine_dir.as_deref())?;
+    if let Some(policy) = &mut plan.process.guest.policy {
+        wasm::plugins::resolve(policy)?;
+    }
+    let image = image::open_for(
+        &mut plan.hull,
+        &plan.process.guest,
+        options.settings.wasm.engine_dir.as_deref(),
+    )?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
     let mut making = Making::default();
@@ -216,8 +224,9 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     making.mounts = record.shared_root.clone();
     let sources = rootfs::open_sources(&mut plan.rootfs)?;
     let page = match plan.hull {
-        Hull::Wasm => Some(OwnedFd::from(reservation.make_guest_page()?)),
-        Hull::Native => None,
+        // A compiler has no guest of which it could tell.
+        Hull::Wasm if plan.process.guest.compile.is_none() => Some(OwnedFd::from(reservation.make_guest_page()?)),
+        Hull::Wasm | Hull::Native => None,
     };
     plan.process.guest.status = page.as_ref().map(AsRawFd::as_raw_fd);
     let request = Spawning {
@@ -252,7 +261,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         code,
     };
     making.rdt = plan.process.rdt.clone();
-    attendant
+    record.hull = attendant
         .until_created(&channel, early, &plan.process, image, || {
             run_parent_hooks(&plan.hooks, &record)
         })
@@ -368,6 +377,7 @@ impl Spawning<'_> {
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
+        birth.title = spawn::title_room(&plan.process.guest);
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));

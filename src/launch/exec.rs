@@ -11,9 +11,12 @@ use crate::config::Config;
 use crate::namespace::Kind;
 use crate::process::{self, Filter};
 use crate::state::{Container, Store};
+use crate::wasm::Settings;
 use nix::unistd::Pid;
 use proa_executor::Hull;
+use proa_executor::recognise::{self, Evidence};
 use proa_sys::clone::Child;
+use std::collections::HashMap;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Runs a process in the container; returns its exit status, or 0 if detached.
@@ -30,11 +33,13 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
             unprivileged: !nix::unistd::geteuid().is_root(),
         },
     )?;
-    let hull = hull(container, &plan.guest.args);
+    let (mut hull, evidence) = hull(container, config, &plan.guest.args, &options.settings)?;
+    plan.guest.evidence = evidence;
     if hull == Hull::Wasm {
         // What holds for the container's first process holds for a module beside it: from the annotations as they were at
         // `create`, under the administrator's file as it is now.
-        let policy = crate::wasm::policy(&options.settings, &config.spec).map_err(crate::plan::Error::from)?;
+        let mut policy = crate::wasm::policy(&options.settings, &config.spec).map_err(crate::plan::Error::from)?;
+        crate::wasm::plugins::resolve(&mut policy)?;
         plan.guest.policy = Some(Box::new(policy));
     }
     let site = Site {
@@ -60,7 +65,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         preserve,
         cache: cache.as_ref(),
     };
-    let image = image::open(hull, options.settings.wasm.engine_dir.as_deref())?;
+    let image = image::open_for(&mut hull, &plan.guest, options.settings.wasm.engine_dir.as_deref())?;
     let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = request.attendant(child.pid);
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
@@ -164,6 +169,7 @@ impl Request<'_> {
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = vec![channel.as_raw_fd()];
+        birth.title = spawn::title_room(&self.plan.guest);
         let mut early = Vec::new();
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
@@ -191,10 +197,30 @@ impl Request<'_> {
     }
 }
 
-/// Which executable runs a process with these arguments: a Linux program needs no engine, even in a Wasm container.
-pub fn hull(container: &Container, args: &[String]) -> Hull {
-    match args.first() {
-        Some(program) if program.ends_with(".wasm") => container.record.hull,
-        _ => Hull::Native,
+/// Whether a process with these arguments may be a module, so that it matters what the administrator says: nothing is looked
+/// at for a Linux program, even in a Wasm container.
+pub fn may_be_module(args: &[String]) -> bool {
+    args.first().is_some_and(|program| recognise::names_binary(program))
+}
+
+/// Which executable runs the process, and what that goes by: the rules are those of the container's first process, but that
+/// only names which end in `.wasm` count.
+fn hull(
+    container: &Container,
+    config: &Config,
+    args: &[String],
+    settings: &Settings,
+) -> Result<(Hull, Evidence), Error> {
+    if !may_be_module(args) {
+        return Ok((Hull::Native, Evidence::Marked));
+    }
+    let none = HashMap::new();
+    let annotations = config.spec.annotations().as_ref().unwrap_or(&none);
+    let decision = recognise::decide(annotations, &parent::program(), &args[0], settings.wasm.detect)
+        .map_err(crate::plan::Error::from)?;
+    // Beside a module there may be another one, whatever told what the first one is.
+    match decision.hull {
+        Hull::Native => Ok((container.record.hull, Evidence::Marked)),
+        Hull::Wasm => Ok((Hull::Wasm, decision.evidence)),
     }
 }

@@ -9,8 +9,9 @@
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use proa_executor::Hull;
 use proa_executor::locate::{self, Argument};
+use proa_executor::recognise::Evidence;
+use proa_executor::{Guest, Hull};
 use proa_sys::errno::Raw;
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -59,6 +60,19 @@ pub enum Error {
     /// An argument has a null byte.
     #[error("{0:?} has a null byte")]
     Null(OsString),
+}
+
+/// Opens the init image of `hull` for `guest`. Where there is no Wasm hull, an entrypoint that nobody said to be a module is
+/// the kernel's matter, and `hull` becomes the native one.
+pub fn open_for(hull: &mut Hull, guest: &Guest, engine_dir: Option<&Path>) -> Result<Image, Error> {
+    match open(*hull, engine_dir) {
+        Err(Error::Locate(error @ locate::Error::NotFound { .. })) if guest.evidence != Evidence::Marked => {
+            tracing::debug!("{error}; {} is executed natively", guest.args[0]);
+            *hull = Hull::Native;
+            open(*hull, engine_dir)
+        }
+        opened => opened,
+    }
 }
 
 /// Opens the init image of `hull`; `engine_dir` is where the configuration file says that the engine is.

@@ -22,7 +22,7 @@ mod terminal;
 pub use checkpoint::{CheckpointOptions, checkpoint};
 pub use code::{Site, directory as code_directory};
 pub use criu::CriuOptions;
-pub use exec::hull as exec_hull;
+pub use exec::may_be_module;
 pub use parent::program;
 pub use restore::{RestoreOptions, restore};
 
@@ -105,6 +105,9 @@ pub enum Error {
     /// The configuration can't be carried out.
     #[error(transparent)]
     Plan(#[from] crate::plan::Error),
+    /// A plugin of the Wasm engine can't be trusted or isn't there.
+    #[error(transparent)]
+    Plugin(#[from] crate::wasm::plugins::Error),
     /// The container's state.
     #[error(transparent)]
     State(#[from] crate::state::Error),

@@ -18,6 +18,7 @@ use nix::sys::socket::{
 };
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hooks, LinuxSeccomp};
+use proa_executor::Hull;
 use proa_sys::clone::Child;
 use proa_sys::errno::Raw;
 use std::io::{IoSlice, Write};
@@ -189,7 +190,7 @@ impl Attendant<'_> {
         Ok(())
     }
 
-    /// Waits until init has set the container up; `mounted` runs the hooks that are due in between. `early` is what it
+    /// Waits until init has set the container up, and learns by what its program is going to run; `mounted` runs the hooks that are due in between. `early` is what it
     /// said already.
     ///
     /// `image` is what init was executed from. To close it is to unmount it, which waits for every CPU to pass a quiescent
@@ -201,7 +202,7 @@ impl Attendant<'_> {
         plan: &process::Plan,
         image: Image,
         mut mounted: impl FnMut() -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    ) -> Result<Hull, Error> {
         let mut image = Some(image);
         let mut early = early.into_iter();
         loop {
@@ -210,7 +211,7 @@ impl Attendant<'_> {
                 None => channel.receive()?,
             };
             match message {
-                Some(Message::Created) => return Ok(()),
+                Some(Message::Created(hull)) => return Ok(hull),
                 Some(Message::Ready) => {
                     process::tune(plan, self.pid)?;
                     tell_go(channel)?;

@@ -24,6 +24,7 @@ use crate::state::{Record, Store};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 use proa_executor::Hull;
+use proa_executor::recognise::Evidence;
 use proa_sys::clone::Child;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -63,10 +64,12 @@ pub fn restore(
     if host.rootless {
         return Err(Error::RootlessCriu("restore"));
     }
-    let plan = parent::resolve(&config, &host, create)?;
-    if plan.hull != Hull::Native {
+    let mut plan = parent::resolve(&config, &host, create)?;
+    // What only may be a module was none, or there were no checkpoint.
+    if plan.hull != Hull::Native && plan.process.guest.evidence == Evidence::Marked {
         return Err(Error::WasmCriu("restore"));
     }
+    plan.hull = Hull::Native;
     let offer = terminal::offer(options.detach, plan.process.terminal, create.console_socket.as_deref())?;
     let directories = Directories::open(criu, LOG, false)?;
     let streams = descriptors::load(&criu.image_path)?;

@@ -7,7 +7,8 @@ use crate::namespace::{self, Kind};
 use crate::wasm::{self, Settings};
 use crate::{process, rootfs};
 use oci_spec::runtime::{Hooks, LinuxSeccomp};
-use proa_executor::{Hull, recognise};
+use proa_executor::Hull;
+use proa_executor::recognise::{self, Reason};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +23,8 @@ pub struct Plan {
     pub bundle: PathBuf,
     /// Which executable becomes init.
     pub hull: Hull,
+    /// Why this one.
+    pub reason: Reason,
     /// The namespaces.
     pub namespaces: namespace::Plan,
     /// The file system.
@@ -119,8 +122,9 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         process.guest.env.push("LISTEN_PID=1".into());
     }
     let program = process.guest.args.first().map_or("", String::as_str);
-    let hull = recognise::hull(&annotations, request.program, program)?;
-    if hull == Hull::Wasm {
+    let decision = recognise::decide(&annotations, request.program, program, request.settings.wasm.detect)?;
+    process.guest.evidence = decision.evidence;
+    if decision.hull == Hull::Wasm {
         let policy = wasm::policy(request.settings, spec)?;
         process.guest.policy = Some(Box::new(policy));
     }
@@ -128,7 +132,8 @@ pub fn resolve(config: &Config, host: &Host, request: Request<'_>) -> Result<Pla
         id: request.id.into(),
         oci_version: spec.version().clone(),
         bundle: request.bundle.into(),
-        hull,
+        hull: decision.hull,
+        reason: decision.reason,
         namespaces: namespace::plan(spec, host)?,
         rootfs: rootfs::plan(
             spec,

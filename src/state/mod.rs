@@ -65,7 +65,7 @@ pub struct Record {
     pub owner: u32,
     /// Its cgroup.
     pub cgroup: cgroup::Saved,
-    /// Whether the entrypoint was given to the Wasm hull.
+    /// By what its first process runs: until that is known, the hull that was given the entrypoint.
     pub hull: proa_executor::Hull,
     /// `process.noNewPrivileges`, capabilities and the like for `exec` are read from the stored `config.json`.
     pub terminal: bool,

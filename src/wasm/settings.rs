@@ -4,14 +4,24 @@
 //! and only those that it lists are heeded at all.
 
 use super::units;
+use crate::host;
 use proa_executor::policy::{Aot, Preopens, Rule};
+use proa_executor::recognise::Detect;
+use rustix::fs::OFlags;
 use serde::{Deserialize, Deserializer};
-use std::io::ErrorKind;
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where the file is looked for without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/proa/config.toml";
+
+/// No configuration is longer.
+const SIZE_MAX: u64 = 1 << 20;
+/// Whom files seem to belong to whose owner a user namespace has no number for (`/proc/sys/kernel/overflowuid`).
+const OVERFLOW_UID: u32 = 65534;
 
 /// Why the file can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +34,18 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Others than the administrator may write to it, as sudo(8) and sshd(8) refuse theirs.
+    #[error("configuration file {path}: {problem}: it is not used; `chown root {path} && chmod go-w {path}` if its content is right",
+            path = path.display())]
+    Unsafe {
+        /// The file.
+        path: PathBuf,
+        /// Who may.
+        problem: String,
+    },
+    /// `--config` with nothing.
+    #[error("--config: the name of the configuration file is empty")]
+    Unnamed,
     /// It is not what it should be.
     #[error("configuration file {path}: {problem}", path = path.display())]
     Parse {
@@ -64,19 +86,6 @@ pub struct Wasm {
     pub network: NetworkSettings,
     /// The table `[wasm.plugins]`.
     pub plugins: PluginSettings,
-}
-
-/// `wasm.detect`: how an entrypoint without an annotation is recognised.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Detect {
-    /// Not at all: annotations alone decide.
-    Annotation,
-    /// If the name of the entrypoint ends in `.wasm` and its content is WebAssembly.
-    #[default]
-    Name,
-    /// If its content is WebAssembly, whatever its name is.
-    Auto,
 }
 
 /// `[wasm.aot]`: code compiled ahead of time.
@@ -169,8 +178,15 @@ impl Settings {
     /// Reads `given`, which must exist, or [`DEFAULT_PATH`], which need not.
     pub fn load(given: Option<&Path>) -> Result<Self, Error> {
         let path = given.unwrap_or(Path::new(DEFAULT_PATH));
-        match std::fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text).map_err(|problem| Error::Parse {
+        if path.as_os_str().is_empty() {
+            return Err(Error::Unnamed);
+        }
+        match read(path) {
+            Ok(Err(problem)) => Err(Error::Unsafe {
+                path: path.to_owned(),
+                problem,
+            }),
+            Ok(Ok(text)) => Self::parse(&text).map_err(|problem| Error::Parse {
                 path: path.to_owned(),
                 problem,
             }),
@@ -194,6 +210,40 @@ impl Settings {
             None => Ok(settings),
         }
     }
+}
+
+/// The file's text, or why it is not trusted. What is asked of is what was opened, whatever the path comes to mean.
+fn read(path: &Path) -> std::io::Result<Result<String, String>> {
+    // Without waiting for a writer, should it be a fifo.
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)?;
+    let facts = file.metadata()?;
+    if !facts.is_file() {
+        return Ok(Err("it is not a regular file".into()));
+    }
+    if let Some(problem) = untrusted(&facts, nix::unistd::geteuid().as_raw(), host::in_user_namespace) {
+        return Ok(Err(problem));
+    }
+    let mut text = String::new();
+    match file.take(SIZE_MAX + 1).read_to_string(&mut text)? as u64 > SIZE_MAX {
+        true => Ok(Err(format!("it is longer than {SIZE_MAX} bytes"))),
+        false => Ok(Ok(text)),
+    }
+}
+
+/// Who else than root and the caller may write to a file, if anybody.
+fn untrusted(facts: &Metadata, euid: u32, in_user_namespace: impl Fn() -> bool) -> Option<String> {
+    let owner = facts.uid();
+    // In a user namespace, the host's root is among those that have no number: what belongs to them is out of the hands of all
+    // that have one.
+    if owner != 0 && owner != euid && !(owner == OVERFLOW_UID && in_user_namespace()) {
+        return Some(format!("it belongs to user {owner}"));
+    }
+    let mode = facts.mode();
+    (mode & 0o022 != 0).then(|| format!("its group or others may write to it (mode {:04o})", mode & 0o7777))
 }
 
 fn optional_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
@@ -287,6 +337,51 @@ mod tests {
             let problem = Settings::parse(text).unwrap_err();
             assert!(problem.contains(named), "{text}: {problem}");
         }
+    }
+
+    #[test]
+    fn what_others_may_write_is_not_used() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("proa-settings-{}", std::process::id()));
+        std::fs::write(&path, "[wasm]\ndetect = \"auto\"").unwrap();
+        let mut results = Vec::new();
+        for mode in [0o644, 0o600, 0o664, 0o646, 0o666] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            results.push((mode, Settings::load(Some(&path))));
+        }
+        let facts = path.metadata().unwrap();
+        let owner = facts.uid();
+        std::fs::remove_file(&path).unwrap();
+        for (mode, result) in results {
+            match mode & 0o022 {
+                0 => assert_eq!(result.unwrap().wasm.detect, Detect::Auto, "{mode:o}"),
+                _ => assert!(matches!(result, Err(Error::Unsafe { .. })), "{mode:o}"),
+            }
+        }
+        if owner == 0 {
+            // Then it is nobody's who is not trusted, whoever calls.
+            assert!(untrusted(&facts, 1000, || false).is_some(), "mode 0666");
+        }
+    }
+
+    #[test]
+    fn a_file_of_another_user_is_not_used() {
+        let own = std::env::current_exe().unwrap().metadata().unwrap();
+        let owner = own.uid();
+        if own.mode() & 0o022 == 0 {
+            assert_eq!(untrusted(&own, owner, || false), None);
+            if owner != 0 {
+                assert!(untrusted(&own, owner + 1, || false).is_some());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_and_nothing_waits_for_it() {
+        let words = |path: &str| Settings::load(Some(Path::new(path))).unwrap_err().to_string();
+        assert!(words("/dev/null").contains("not a regular file"));
+        assert!(words("/").contains("configuration file /: "));
+        assert!(words("").starts_with("--config: "));
     }
 
     #[test]

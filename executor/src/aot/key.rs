@@ -32,10 +32,15 @@ pub struct Target(String);
 impl Target {
     /// Code of the engine of this version and build, for this processor, with these options.
     pub fn new(version: &str, build: &str, options: Options) -> Self {
-        let Options { cost, count } = options;
+        let Options {
+            cost,
+            count,
+            table_elements,
+        } = options;
+        let tables = table_elements.map_or("any".to_owned(), |limit| limit.to_string());
         let cpu = cpu::features();
         Self(format!(
-            "format {FORMAT}\nengine WasmEdge {version}\nbuild {build}\ncpu {cpu}\ncost {cost}\ncount {count}\n"
+            "format {FORMAT}\nengine WasmEdge {version}\nbuild {build}\ncpu {cpu}\ncost {cost}\ncount {count}\ntables {tables}\n"
         ))
     }
 
@@ -241,6 +246,10 @@ mod tests {
         let options = Options::default();
         let target = Target::new("0.17.1", "abc", options);
         let cost = Options { cost: true, ..options };
+        let tables = |limit| Options {
+            table_elements: Some(limit),
+            ..options
+        };
         let count = Options { count: true, ..options };
         let all = [
             Key::new([1; 32], &target),
@@ -249,6 +258,8 @@ mod tests {
             Key::new([1; 32], &Target::new("0.17.1", "abd", options)),
             Key::new([1; 32], &Target::new("0.17.1", "abc", cost)),
             Key::new([1; 32], &Target::new("0.17.1", "abc", count)),
+            Key::new([1; 32], &Target::new("0.17.1", "abc", tables(1))),
+            Key::new([1; 32], &Target::new("0.17.1", "abc", tables(2))),
         ];
         for (at, one) in all.iter().enumerate() {
             assert!(!all[..at].contains(one), "{at}");

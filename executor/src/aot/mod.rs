@@ -33,6 +33,8 @@ pub struct Options {
     pub cost: bool,
     /// Executed instructions are counted.
     pub count: bool,
+    /// The most elements of each table ([`crate::policy::Limits::table_elements`]), which is put into the module itself.
+    pub table_elements: Option<u32>,
 }
 
 impl Options {
@@ -41,6 +43,7 @@ impl Options {
         Self {
             cost: policy.limits.fuel.is_some(),
             count: policy.count_instructions,
+            table_elements: policy.limits.table_elements,
         }
     }
 }

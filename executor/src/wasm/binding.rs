@@ -6,10 +6,10 @@
 //! (one integer register in both calling conventions that matter, x86-64 and AArch64, whose callee reads the low half in
 //! 0.14; the values passed fit in 17 bits), and `MemoryInstanceGetPageSize` returns one (of which the lower half is read).
 //! Enumerations were renumbered (proposals, error codes of the loader and the validator), so of those only the result codes
-//! 0, 1 and 3 are used, equal in both. Run modes came with 0.16: before, code that was compiled ahead of time is run unless the
-//! interpreter is forced.
+//! 0, 1 and 3 are used, equal in both. Run modes came with 0.16: before, code that was compiled ahead of time is run unless
+//! the interpreter is forced.
 //!
-//! Nothing that is created here is deleted: the process ends with the guest.
+//! Nothing that is created here is deleted but what was parsed: the process ends with the guest.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 /// `WasmEdge_ErrCode_Terminated`: the guest called `proc_exit`.
 const TERMINATED: u32 = 1;
-/// `WasmEdge_ErrCode_CostLimitExceeded`.
-const OUT_OF_FUEL: u32 = 3;
 /// `WasmEdge_RunMode_AOT`.
 const RUN_COMPILED: c_int = 2;
+/// `WasmEdge_ErrCode_CostLimitExceeded`.
+const OUT_OF_FUEL: u32 = 3;
 
 /// An opaque object of the library.
 type Object = *mut c_void;
@@ -104,6 +104,7 @@ functions! {
     validator_create = c"WasmEdge_ValidatorCreate": fn(Object) -> Object;
     validator_validate = c"WasmEdge_ValidatorValidate": fn(Object, Object) -> RawResult;
     executor_create = c"WasmEdge_ExecutorCreate": fn(Object, Object) -> Object;
+    module_delete = c"WasmEdge_ASTModuleDelete": fn(Object);
     executor_register = c"WasmEdge_ExecutorRegisterImport": fn(Object, Object, Object) -> RawResult;
     executor_instantiate = c"WasmEdge_ExecutorInstantiate": fn(Object, *mut Object, Object, Object) -> RawResult;
     executor_invoke =
@@ -113,6 +114,13 @@ functions! {
         fn(*const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32) -> Object;
     wasi_init = c"WasmEdge_ModuleInstanceInitWASI":
         fn(Object, *const *const c_char, u32, *const *const c_char, u32, *const *const c_char, u32);
+    plugin_load = c"WasmEdge_PluginLoadFromPath": fn(*const c_char);
+    plugin_count = c"WasmEdge_PluginListPluginsLength": fn() -> u32;
+    plugin_list = c"WasmEdge_PluginListPlugins": fn(*mut RawString, u32) -> u32;
+    plugin_find = c"WasmEdge_PluginFind": fn(RawString) -> Object;
+    plugin_modules_count = c"WasmEdge_PluginListModuleLength": fn(Object) -> u32;
+    plugin_modules = c"WasmEdge_PluginListModule": fn(Object, *mut RawString, u32) -> u32;
+    plugin_create_module = c"WasmEdge_PluginCreateModule": fn(Object, RawString) -> Object;
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
     [optional] configure_run_mode = c"WasmEdge_ConfigureSetRunMode": fn(Object, c_int);
 }
@@ -222,23 +230,77 @@ impl Library {
     /// Loads `name`, a path or a bare name that the dynamic loader looks for.
     pub fn load(name: &CStr) -> Result<Self, LoadError> {
         let object = SharedObject::load(name).map_err(LoadError::Load)?;
-        let functions = Functions::resolve(object.handle).map_err(LoadError::Symbol)?;
-        let library = Self {
-            handle: object.handle,
-            functions,
-        };
+        let handle = object.handle;
+        let functions = Functions::resolve(handle).map_err(LoadError::Symbol)?;
         // Its functions are called until the process ends.
         std::mem::forget(object);
+        let library = Self { handle, functions };
         // Its log goes to stdout by default, which is the guest's.
         // SAFETY: takes nothing, returns nothing.
         unsafe { (library.functions.log_off)() };
         Ok(library)
     }
 
+    /// Loads a plugin, whose modules every machine that is made from then on has, and says whether there is one in that file. It is
+    /// native code, and its initialisers are run.
+    pub fn load_plugin(&self, path: &CStr) -> bool {
+        // SAFETY: takes nothing, returns a number.
+        let before = unsafe { (self.functions.plugin_count)() };
+        // SAFETY: the path ends with a zero byte. What is loaded is a file that the administrator named, and that the caller
+        // has found to be nobody else's.
+        unsafe { (self.functions.plugin_load)(path.as_ptr()) };
+        // SAFETY: as above.
+        unsafe { (self.functions.plugin_count)() > before }
+    }
+
+    /// Makes an instance of each module of each plugin that is loaded.
+    fn plugin_modules(&self) -> Result<Vec<Object>, Failure> {
+        let functions = &self.functions;
+        let mut made = Vec::new();
+        // SAFETY: takes nothing, returns a number.
+        let count = unsafe { (functions.plugin_count)() };
+        // SAFETY: writes at most `count` strings, which are the library's own and live as long as the plugin does.
+        let plugins = unsafe { names(count, |to| (functions.plugin_list)(to, count)) };
+        for plugin in plugins {
+            // SAFETY: a string of the library; the plugin that it finds is never unloaded.
+            let plugin = unsafe { (functions.plugin_find)(plugin) };
+            // SAFETY: takes a plugin or null, returns a number.
+            let count = unsafe { (functions.plugin_modules_count)(plugin) };
+            // SAFETY: as for the plugins.
+            let modules = unsafe { names(count, |to| (functions.plugin_modules)(plugin, to, count)) };
+            for module in modules {
+                // SAFETY: a plugin, and the name of one of its modules.
+                let instance = unsafe { (functions.plugin_create_module)(plugin, module) };
+                if instance.is_null() {
+                    return Err(Failure {
+                        message: "WasmEdge_PluginCreateModule failed".to_owned(),
+                    });
+                }
+                made.push(instance);
+            }
+        }
+        Ok(made)
+    }
+
     /// The library's version, like `0.17.1`.
     pub fn version(&self) -> String {
         // SAFETY: returns a static string.
         unsafe { text((self.functions.version_get)()) }
+    }
+
+    /// A configuration for interpreting, or for running code that was compiled ahead of time.
+    fn configure(&self, compiled: bool) -> Result<Object, Failure> {
+        let functions = &self.functions;
+        // SAFETY: the object is created here, checked, and used by functions that are declared for it.
+        unsafe {
+            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
+            if !compiled {
+                (functions.configure_interpreter)(configure, true);
+            } else if let Some(run_mode) = functions.configure_run_mode {
+                run_mode(configure, RUN_COMPILED);
+            }
+            Ok(configure)
+        }
     }
 
     fn check(&self, result: RawResult) -> Result<(), Failure> {
@@ -262,11 +324,13 @@ impl Library {
 /// engine knows of, in case the guest imports one, which takes four times as long as all of this.
 pub struct Machine<'library> {
     library: &'library Library,
+    compiled: bool,
     store: Object,
     loader: Object,
     validator: Object,
-    executor: Object,
     wasi: Object,
+    /// Null until [`Machine::bound`].
+    executor: Object,
     /// The parsed module, once [`Machine::load`] has succeeded; null before.
     module: Object,
     /// The module in the store, once [`Machine::instantiate`] has succeeded; null before.
@@ -276,30 +340,43 @@ pub struct Machine<'library> {
 }
 
 impl<'library> Machine<'library> {
-    /// Makes one whose memories can't grow beyond `pages`, if given, and which counts instructions as told. Only if it is to be
-    /// `compiled` will it run code that was compiled ahead of time.
-    pub fn new(
-        library: &'library Library,
-        pages: Option<u32>,
-        counting: Counting,
-        compiled: bool,
-    ) -> Result<Self, Failure> {
+    /// Makes one that can parse and validate. Only if it is to be `compiled` will it take code that was compiled ahead of
+    /// time, and run it.
+    pub fn new(library: &'library Library, compiled: bool) -> Result<Self, Failure> {
         let functions = &library.functions;
-        let made = |object: Object, call: &str| match object.is_null() {
-            true => Err(Failure {
-                message: format!("{call} failed"),
-            }),
-            false => Ok(object),
-        };
         // SAFETY: the objects are created here and used by the functions that are declared for them; null is checked
-        // before use; null statistics are none, which only who counts needs; arrays of length 0 are not looked at.
+        // before use; arrays of length 0 are not looked at.
         unsafe {
-            let configure = made((functions.configure_create)(), "WasmEdge_ConfigureCreate")?;
-            if !compiled {
-                (functions.configure_interpreter)(configure, true);
-            } else if let Some(run_mode) = functions.configure_run_mode {
-                run_mode(configure, RUN_COMPILED);
-            }
+            let configure = library.configure(compiled)?;
+            let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
+            let gauge = Gauge {
+                statistics: null_mut(),
+                instructions: None,
+                memory: AtomicPtr::new(null_mut()),
+                pages: functions.memory_pages,
+            };
+            Ok(Self {
+                library,
+                compiled,
+                store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
+                loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
+                validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
+                executor: null_mut(),
+                wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
+                module: null_mut(),
+                instance: null_mut(),
+                gauge: Box::leak(Box::new(gauge)),
+                _not_sync: PhantomData,
+            })
+        }
+    }
+
+    /// Lets it execute: with memories that can't grow beyond `pages`, if given, and counting instructions as told.
+    pub fn bound(&mut self, pages: Option<u32>, counting: Counting) -> Result<(), Failure> {
+        let functions = &self.library.functions;
+        // SAFETY: as for `new`; null statistics are none, which only who counts needs.
+        unsafe {
+            let configure = self.library.configure(self.compiled)?;
             if let Some(pages) = pages {
                 (functions.configure_pages)(configure, pages.into());
             }
@@ -315,38 +392,25 @@ impl<'library> Machine<'library> {
                 Some(_) => made((functions.statistics_create)(), "WasmEdge_StatisticsCreate")?,
                 None => null_mut(),
             };
-            let gauge = Gauge {
-                statistics,
-                instructions,
-                memory: AtomicPtr::new(null_mut()),
-                pages: functions.memory_pages,
-            };
-            let wasi = (functions.wasi_create)(null(), 0, null(), 0, null(), 0);
-            let machine = Self {
-                library,
-                store: made((functions.store_create)(), "WasmEdge_StoreCreate")?,
-                loader: made((functions.loader_create)(configure), "WasmEdge_LoaderCreate")?,
-                validator: made((functions.validator_create)(configure), "WasmEdge_ValidatorCreate")?,
-                executor: made(
-                    (functions.executor_create)(configure, statistics),
-                    "WasmEdge_ExecutorCreate",
-                )?,
-                wasi: made(wasi, "WasmEdge_ModuleInstanceCreateWASI")?,
-                module: null_mut(),
-                instance: null_mut(),
-                gauge: Box::leak(Box::new(gauge)),
-                _not_sync: PhantomData,
-            };
+            self.executor = made(
+                (functions.executor_create)(configure, statistics),
+                "WasmEdge_ExecutorCreate",
+            )?;
             if let Some(limit) = counting.limit {
                 // Not before: to make the executor is to set the limit that a configuration has, which is none.
                 (functions.statistics_limit)(statistics, limit);
             }
-            library.check((functions.executor_register)(
-                machine.executor,
-                machine.store,
-                machine.wasi,
-            ))?;
-            Ok(machine)
+            self.gauge = Box::leak(Box::new(Gauge {
+                statistics,
+                instructions,
+                memory: AtomicPtr::new(null_mut()),
+                pages: functions.memory_pages,
+            }));
+            for module in [self.wasi].into_iter().chain(self.library.plugin_modules()?) {
+                self.library
+                    .check((functions.executor_register)(self.executor, self.store, module))?;
+            }
+            Ok(())
         }
     }
 
@@ -420,13 +484,25 @@ impl<'library> Machine<'library> {
     fn raw_instantiate(&mut self) -> RawResult {
         let functions = &self.library.functions;
         let instantiate = functions.executor_instantiate;
-        // SAFETY: executor and store live; without a validated module, it answers with an error; the result goes to a field
-        // of this object.
+        // SAFETY: executor (null before `bound`, which is answered with an error) and store live; without a validated module,
+        // it answers with an error; the result goes to a field of this object.
         let result = unsafe { instantiate(self.executor, &mut self.instance, self.store, self.module) };
         // SAFETY: without an instance (null), none is found; the name, by which commands export it, is a static string.
         let memory = unsafe { (functions.find_memory)(self.instance, name("memory")) };
         self.gauge.memory.store(memory, Ordering::Release);
         result
+    }
+
+    /// Gives back what was parsed, once the module is instantiated, which has copied what it needs: with the interpreter that
+    /// is half of what the engine holds of a module. The engine does the same with modules that it registers by name.
+    pub fn forget_parsed(&mut self) {
+        let parsed = std::mem::replace(&mut self.module, null_mut());
+        // SAFETY: the module is this object's own, and used no more: null is nothing to delete. malloc_trim takes any number;
+        // it gives back the pages in between that nobody uses any more.
+        unsafe {
+            (self.library.functions.module_delete)(parsed);
+            libc::malloc_trim(0);
+        }
     }
 
     /// Runs the exported function `function`, which takes and returns nothing.
@@ -457,12 +533,37 @@ impl<'library> Machine<'library> {
     }
 }
 
+/// An object, unless it is null.
+fn made(object: Object, call: &str) -> Result<Object, Failure> {
+    match object.is_null() {
+        true => Err(Failure {
+            message: format!("{call} failed"),
+        }),
+        false => Ok(object),
+    }
+}
+
 /// A name for the library, which copies it.
 fn name(text: &'static str) -> RawString {
     RawString {
         length: text.len() as u32,
         bytes: text.as_ptr().cast(),
     }
+}
+
+/// The strings that `list` writes to where it is told, `count` at most.
+///
+/// # Safety
+/// `list` writes no more than `count`, and returns how many there are.
+unsafe fn names(count: u32, list: impl FnOnce(*mut RawString) -> u32) -> Vec<RawString> {
+    let none = RawString {
+        length: 0,
+        bytes: null(),
+    };
+    let mut names = vec![none; count as usize];
+    let written = list(names.as_mut_ptr());
+    names.truncate(written as usize);
+    names
 }
 
 /// What went wrong in the last call of the dl family.

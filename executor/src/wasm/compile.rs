@@ -5,6 +5,7 @@
 //! waits for the code trusts nothing of it: the code is used for that very module only.
 
 use super::binding::Library;
+use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Refusal};
 use super::{code, engine, process};
 use crate::Error;
@@ -106,7 +107,8 @@ impl Compiler {
             module::Kind::Module => {}
             module::Kind::Program => return Err(Refusal::Unknown("a Linux program".to_owned())),
         }
-        let survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
+        // Not as strict as for a guest that is about to run: it need not be a command.
+        let Prepared { mut bytes, survey } = limits::prepare_any(bytes, &Bounds::of_code(&self.task.options))?;
         // The engine keeps the module in the library, and would find code of the image's in it.
         module::hide_aot(&mut bytes, &survey.aot);
         let output = CString::new(OUTPUT).expect("no null byte");

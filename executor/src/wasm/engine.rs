@@ -36,6 +36,17 @@ pub enum EngineError {
         /// In the loader's words.
         cause: String,
     },
+    /// A plugin that the engine doesn't take; it says no more than that.
+    #[error(
+        "plugin {plugin}: the engine does not load it: it is no plugin for {engine}, or a library that it needs is missing",
+        plugin = plugin.display()
+    )]
+    Plugin {
+        /// The plugin.
+        plugin: PathBuf,
+        /// The engine's name and version.
+        engine: String,
+    },
     /// Something else of that name.
     #[error(
         "the WebAssembly engine {library} has no function {symbol}: versions 0.14 to 0.17 of WasmEdge are known to work"
@@ -86,6 +97,21 @@ pub fn load(dir: Option<&Path>, wanted: Use) -> Result<Library, EngineError> {
             symbol,
         },
     })
+}
+
+/// Loads `plugins` into the engine, before it makes a machine. Nothing else is: neither from where WasmEdge keeps plugins nor
+/// from where its environment variable says.
+pub fn load_plugins(library: &Library, plugins: &[PathBuf]) -> Result<(), EngineError> {
+    for plugin in plugins {
+        let path = CString::new(plugin.as_os_str().as_bytes());
+        if !path.is_ok_and(|path| library.load_plugin(&path)) {
+            return Err(EngineError::Plugin {
+                plugin: plugin.clone(),
+                engine: format!("WasmEdge {}", library.version()),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The directory's path, where `dir` is what was opened for this process.

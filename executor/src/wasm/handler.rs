@@ -1,20 +1,26 @@
 //! Runs a WebAssembly module as the container's first process, or, where the entrypoint turns out to be a Linux program,
 //! executes that.
 
-use super::binding::{End, Failure};
+use super::binding::{Counting, End, Failure, Library};
+use super::code::{self, Code, Loaded};
 use super::compile::Compiler;
-use super::entrypoint::{Loaded, Module, failed};
-use super::module::Survey;
+use super::files::Files;
+use super::limits::Bounds;
+use super::module::{Refusal, Survey};
+use super::process::{OwnMemory, Title};
+use super::progress::Progress;
 use super::watch::Watch;
-use super::{network, process};
+use super::{engine, entrypoint, names, network, process};
 use crate::aot::Source;
 use crate::locate::ENGINE_DIR;
-use crate::native::NativeHandler;
-use crate::policy::Limits;
+use crate::native::{self, NativeHandler};
+use crate::policy::{Aot, Limits};
 use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
+use std::ffi::{CStr, CString};
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -25,7 +31,6 @@ const TRAPPED: i32 = 134;
 const OUT_OF_FUEL: i32 = 128 + nix::libc::SIGXCPU;
 /// The exit status of a guest that could not be started.
 const FAILED: i32 = 1;
-
 /// Executes a module in WasmEdge, and Linux programs natively: in a pod that is marked for Wasm, sidecars are marked too.
 #[derive(Default)]
 pub struct WasmHandler {
@@ -40,6 +45,26 @@ enum Target {
     Compiler(Box<Compiler>),
 }
 
+/// A module that is open but not read, and the engine for it.
+struct Module {
+    file: File,
+    library: Library,
+    survey: Survey,
+    code: Code,
+    progress: Progress,
+    own_memory: OwnMemory,
+    title: Option<Title>,
+    /// Made by `check`, once the environment is final.
+    strings: Option<Strings>,
+}
+
+/// What WASI hands to the guest.
+struct Strings {
+    args: Vec<CString>,
+    env: Vec<CString>,
+    files: Files,
+}
+
 impl WasmHandler {
     /// A handler whose engine is looked for where the environment of this process says, or else where the dynamic loader
     /// finds it.
@@ -52,25 +77,73 @@ impl WasmHandler {
             target: None,
         }
     }
+
+    fn look(&self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<Target, Error> {
+        let engine_dir = self.engine_dir.as_deref();
+        if let Some(task) = &guest.compile {
+            let compiler = Compiler::prepare(task, engine_dir, source)?;
+            return Ok(Target::Compiler(Box::new(compiler)));
+        }
+        let mut progress = Progress::start(guest)?;
+        let Some(file) = entrypoint::open(guest, rootfs)? else {
+            progress.page.clear();
+            return Ok(Target::Program(NativeHandler::new()));
+        };
+        let refuse = |cause| Error::Module {
+            path: guest.args[0].clone(),
+            cause,
+        };
+        let policy = guest.policy.as_deref();
+        let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
+        // Code that was compiled elsewhere counts no instructions, and has its own idea of the tables.
+        let bounded = policy.is_some_and(|policy| policy.counts() || policy.limits.table_elements.is_some());
+        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off) && !bounded;
+        let mut code = Code::Own { trusted };
+        let (survey, digest) = match entrypoint::inspect(&file, guest, cache.is_some()) {
+            Ok(Some(inspected)) => inspected,
+            Ok(None) => {
+                progress.page.clear();
+                return Ok(Target::Program(NativeHandler::new()));
+            }
+            // By its path, since that is how libraries are loaded: what the image has there is what is trusted.
+            Err(Refusal::SharedLibrary) if trusted && guest.args[0].contains('/') => {
+                code = Code::Image(native::c_string("process.args", 0, &guest.args[0])?);
+                (Survey::default(), None)
+            }
+            Err(refusal) => return Err(refuse(refusal)),
+        };
+        progress.is_over(Phase::Find);
+        let library = engine::load(engine_dir, engine::Use::Run)?;
+        names::fix(network::asks_nameservers(guest))?;
+        engine::load_plugins(&library, policy.map_or(&[][..], |policy| &policy.plugins))?;
+        progress.page.engine(&format!("WasmEdge {}", library.version()));
+        progress.is_over(Phase::Engine);
+        // Code that the image brings along is what its author wants to have run.
+        let digest = digest.filter(|_| !trusted || survey.aot.is_empty());
+        if let (Some((directory, policy)), Some(digest)) = (cache, &digest) {
+            code = Code::find(directory, (&library, digest, &file), policy, source);
+            progress.is_over(Phase::Code);
+        }
+        Ok(Target::Module(Box::new(Module {
+            file,
+            library,
+            survey,
+            code,
+            progress,
+            own_memory: OwnMemory::open(),
+            title: Title::find(),
+            strings: None,
+        })))
+    }
 }
 
 impl Handler for WasmHandler {
     fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<(), Error> {
-        let engine_dir = self.engine_dir.as_deref();
-        if let Some(task) = &guest.compile {
-            let compiler = Compiler::prepare(task, engine_dir, source)?;
-            self.target = Some(Target::Compiler(Box::new(compiler)));
-            return Ok(());
+        self.target = Some(self.look(guest, rootfs, source)?);
+        match &mut self.target {
+            Some(Target::Program(native)) => native.prepare(guest, rootfs, source),
+            _ => Ok(()),
         }
-        self.target = Some(match Module::prepare(guest, rootfs, engine_dir, source)? {
-            Some(module) => Target::Module(Box::new(module)),
-            None => {
-                let mut native = NativeHandler::new();
-                native.prepare(guest, rootfs, source)?;
-                Target::Program(native)
-            }
-        });
-        Ok(())
     }
 
     fn in_process(&self) -> bool {
@@ -80,7 +153,10 @@ impl Handler for WasmHandler {
     fn check(&mut self, guest: &Guest) -> Result<(), Error> {
         match &mut self.target {
             Some(Target::Program(native)) => native.check(guest),
-            Some(Target::Module(module)) => module.check(guest),
+            Some(Target::Module(module)) => {
+                module.strings = Some(strings(guest)?);
+                Ok(())
+            }
             Some(Target::Compiler(_)) => Ok(()),
             None => Err(unprepared(guest)),
         }
@@ -103,37 +179,85 @@ impl Handler for WasmHandler {
     }
 }
 
+/// Arguments, environment and preopened directories of the guest.
+fn strings(guest: &Guest) -> Result<Strings, Error> {
+    let make = |field, values: &[String]| -> Result<Vec<CString>, Error> {
+        values
+            .iter()
+            .enumerate()
+            .map(|(index, value)| native::c_string(field, index, value))
+            .collect()
+    };
+    let args = make("process.args", &guest.args)?;
+    let mut env = make("process.env", &guest.env)?;
+    if guest.cwd != "/" && !guest.env.iter().any(|entry| entry.starts_with("PWD=")) {
+        // What tells a guest where it is, as WASI has no working directory.
+        env.push(native::c_string("process.cwd", 0, &format!("PWD={}", guest.cwd))?);
+    }
+    let files = Files::open(guest)?;
+    Ok(Strings { args, env, files })
+}
+
 /// Runs the module to its end: the exit status for this process. An error is of something before its first instruction.
 fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Result<i32, Error> {
     let path = &guest.args[0];
-    let limits = guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default();
-    let engine = module.engine();
-    let failed = |phase, failure| failed(guest, &engine, phase, failure);
-    if module.strings.is_none() {
-        module.check(guest)?;
-    }
-    let Some(mut strings) = module.strings.take() else {
-        return Err(unprepared(guest));
+    let refuse = |cause| Error::Module {
+        path: path.clone(),
+        cause,
     };
+    let version = module.library.version();
+    let failed = |phase: &'static str, failure: Failure| {
+        refuse(Refusal::Engine {
+            engine: format!("WasmEdge {version}"),
+            phase,
+            message: failure.message,
+        })
+    };
+    let mut strings = match module.strings.take() {
+        Some(strings) => strings,
+        None => strings(guest)?,
+    };
+    let progress = &mut module.progress;
     // The wait for `start` is nobody's phase.
-    module.progress.resume();
+    progress.resume();
+    let (bounds, limits) = (Bounds::of(guest), limits(guest));
+
     let Loaded {
         mut machine,
         survey,
-        progress,
-    } = module.load(guest)?;
-    machine.validate().map_err(|failure| failed("validation", failure))?;
+        code,
+    } = code::load(
+        &module.library,
+        (&mut module.file, &mut module.code, &mut module.survey),
+        &bounds,
+        &mut || progress.is_over(Phase::Read),
+    )
+    .map_err(|failure| match failure {
+        code::LoadFailure::Refused(refusal) => refuse(refusal),
+        code::LoadFailure::Engine(phase, failure) => failed(phase, failure),
+    })?;
+    progress.page.code(code);
+    progress.is_over(Phase::Load);
+    machine.validate().map_err(|f| failed("validation", f))?;
     progress.is_over(Phase::Validate);
+    // What the instance copies of it is what is given back of it then: so much the engine needs for itself.
+    let pages = bounds.pages(&survey, module.own_memory.bytes().unwrap_or_default());
+    progress.page.most_pages(pages.unwrap_or_default().into());
+    machine.bound(pages, counting(guest)).map_err(|f| failed("set-up", f))?;
     if !survey.start_section {
         machine
             .instantiate()
-            .map_err(|failure| failed("instantiation", explain(failure, &survey)))?;
+            .map_err(|f| failed("instantiation", explain(f, &survey)))?;
+        machine.forget_parsed();
         progress.is_over(Phase::Instantiate);
     }
 
     strings.files.enforce()?;
     network::enforce(guest)?;
     // Its thread inherits what holds for this one.
+    if let Some(title) = &module.title {
+        title.set(&name_of(&strings.args[0]), &strings.args);
+    }
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
     watch.observe();
@@ -147,6 +271,13 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     let end = ended.unwrap_or_else(|| machine.execute("_start"));
     watch.look();
     Ok(finish(end, progress.page, &limits, path))
+}
+
+/// The name of a program's file, which the kernel cuts to 15 bytes.
+fn name_of(program: &CStr) -> CString {
+    let bytes = program.to_bytes();
+    let start = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+    CString::new(&bytes[start..]).unwrap_or_default()
 }
 
 /// Notes how the guest ended, says on its stderr what stopped it, and returns the exit status.
@@ -169,6 +300,17 @@ fn finish(end: End, page: &Page, limits: &Limits, path: &str) -> i32 {
     // Nobody is left to be told if stderr is closed; the status says it too.
     drop(std::io::stderr().write_all(format!("proa: wasm {kind}: {detail}\n").as_bytes()));
     status
+}
+
+fn limits(guest: &Guest) -> Limits {
+    guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default()
+}
+
+fn counting(guest: &Guest) -> Counting {
+    Counting {
+        count: guest.policy.as_ref().is_some_and(|policy| policy.count_instructions),
+        limit: limits(guest).fuel,
+    }
 }
 
 /// Adds what is known about a failed instantiation to the engine's few words: its log, which says more, is off.

@@ -8,6 +8,10 @@ use std::os::unix::fs::FileExt;
 
 /// The most pages a 32-bit memory can have.
 const PAGES_MAX: u64 = 65536;
+/// Bytes that stay free under any memory limit; measured in docs/decisions/0010.
+const RESERVE: u64 = 1 << 20;
+/// And such a part of it.
+const RESERVE_PART: u64 = 64;
 
 /// The bounds of one guest.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,6 +25,14 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// Those that code which was compiled ahead of time has in it.
+    pub fn of_code(options: &crate::aot::Options) -> Self {
+        Self {
+            table_elements: options.table_elements,
+            ..Self::default()
+        }
+    }
+
     /// Those of `guest`.
     pub fn of(guest: &Guest) -> Self {
         let limits = guest.policy.as_ref().map(|policy| policy.limits).unwrap_or_default();
@@ -57,14 +69,26 @@ impl Bounds {
         }
     }
 
-    /// The most pages each memory of a module may have; `None` if nothing bounds them.
-    pub fn pages(&self, survey: &Survey) -> Option<u32> {
-        let limit = self.memory_limit.map(|limit| limit / PAGE);
-        let all = [limit, self.pages].into_iter().flatten().min()?;
+    /// The most pages each memory of a module may have; `None` if nothing bounds them. `used` is what the process needs for
+    /// itself, in bytes: the engine, and all that it has made of the module.
+    ///
+    /// From the memory limit go `used` and a reserve: then `memory.grow` fails before the kernel has to kill. Never less
+    /// than the module starts with, of which it may touch little.
+    pub fn pages(&self, survey: &Survey, used: u64) -> Option<u32> {
+        let room = self
+            .memory_limit
+            .map(|limit| limit.saturating_sub(used + reserve(limit)) / PAGE);
+        let all = [room, self.pages].into_iter().flatten().min()?;
         // The engine's bound is of each; all together must fit.
         let each = all / survey.memories.max(1);
         Some(each.max(survey.pages).min(PAGES_MAX) as u32)
     }
+}
+
+/// What is left for what comes while the guest runs: the kernel's own memory for the process (half a MiB, and page tables),
+/// the engine's stack of values, buffers of files and sockets, and what is counted inexactly.
+fn reserve(limit: u64) -> u64 {
+    RESERVE + limit / RESERVE_PART
 }
 
 /// The bytes of a module as the engine gets them.
@@ -75,10 +99,16 @@ pub struct Prepared {
     pub survey: Survey,
 }
 
-/// Puts what the engine has no option for into the module itself.
-pub fn prepare(mut bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal> {
+/// Puts what the engine has no option for into the module itself. Code that the module brings along is still in it.
+pub fn prepare(bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal> {
+    let prepared = prepare_any(bytes, bounds)?;
+    bounds.check_start(&prepared.survey)?;
+    Ok(prepared)
+}
+
+/// As [`prepare`], of a module that need not be run.
+pub fn prepare_any(mut bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal> {
     let mut survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
-    bounds.check_start(&survey)?;
     if let Some(limit) = bounds.table_elements
         && let Some(bounded) = tables::bound(&bytes, &survey, limit)?
     {
@@ -86,4 +116,55 @@ pub fn prepare(mut bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal>
         survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
     }
     Ok(Prepared { bytes, survey })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn survey(pages: u64, memories: u64) -> Survey {
+        Survey {
+            command: true,
+            pages,
+            memories,
+            ..Survey::default()
+        }
+    }
+
+    fn bounds(memory_limit: Option<u64>, pages: Option<u64>) -> Bounds {
+        Bounds {
+            memory_limit,
+            pages,
+            table_elements: None,
+        }
+    }
+
+    #[test]
+    fn the_engine_has_its_room_under_the_memory_limit() {
+        let mib = 1 << 20;
+        assert_eq!(bounds(None, None).pages(&survey(2, 1), 5 * mib), None);
+        // 64 - 5 - 1 - 1 MiB are 57 MiB.
+        assert_eq!(
+            bounds(Some(64 * mib), None).pages(&survey(2, 1), 5 * mib),
+            Some(57 * 16)
+        );
+        assert_eq!(bounds(Some(64 * mib), None).pages(&survey(2, 2), 5 * mib), Some(57 * 8));
+        assert_eq!(bounds(Some(64 * mib), Some(10)).pages(&survey(2, 1), 5 * mib), Some(10));
+        assert_eq!(bounds(Some(1 << 50), None).pages(&survey(2, 1), 0), Some(65536));
+    }
+
+    #[test]
+    fn what_it_starts_with_a_module_may_have() {
+        assert_eq!(bounds(Some(1 << 20), None).pages(&survey(7, 1), 5 << 20), Some(7));
+    }
+
+    #[test]
+    fn more_pages_than_allowed_are_refused() {
+        let refused = bounds(None, Some(6))
+            .check_start(&survey(7, 1))
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("7 pages") && refused.contains("= 6"), "{refused}");
+        assert!(bounds(None, Some(7)).check_start(&survey(7, 1)).is_ok());
+    }
 }

@@ -3,6 +3,7 @@
 
 #[cfg(feature = "engine")]
 mod binding;
+pub mod binfmt;
 #[cfg(feature = "engine")]
 mod calls;
 #[cfg(feature = "engine")]

@@ -18,7 +18,8 @@ pub const AOT_SECTION: &[u8] = b"wasmedge";
 /// The module that WasmEdge offers for WASI.
 const WASI: &str = "wasi_snapshot_preview1";
 
-const MAGIC: &[u8] = b"\0asm";
+/// How every module, and every component, begins.
+pub const MAGIC: &[u8; 4] = b"\0asm";
 const CORE: [u8; 4] = [1, 0, 0, 0];
 
 /// The longest name that is looked at; longer ones are skipped.

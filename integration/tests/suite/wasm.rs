@@ -3,8 +3,9 @@
 mod aot;
 mod guest;
 mod load;
-mod policy;
+pub mod policy;
 mod programs;
+mod recognition;
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -34,7 +35,6 @@ tests! {
     the_alias_forces_wasm .once().only_proa();
     a_pause_container_runs_natively .once().only_proa();
     a_sidecar_with_an_elf_entrypoint_runs_natively .once().only_proa();
-    no_annotation_means_no_wasm .once().only_proa();
     a_component_is_refused_by_name .once().only_proa();
     a_truncated_module_is_refused .once().only_proa();
     something_else_than_wasm_is_refused .once().only_proa();
@@ -60,6 +60,7 @@ pub fn all() -> Vec<Test> {
         load::tests(),
         policy::tests(),
         programs::tests(),
+        recognition::tests(),
     ]
     .into_iter()
     .flatten()
@@ -409,13 +410,6 @@ fn a_sidecar_with_an_elf_entrypoint_runs_natively(ctx: &Ctx) {
     assert_eq!(ctx.run(&bundle).ok().text(), "elf");
     bundle.args(&["/bin/script"]);
     assert_eq!(ctx.run(&bundle).ok().text(), "script");
-}
-
-fn no_annotation_means_no_wasm(ctx: &Ctx) {
-    let bundle = module(ctx, HELLO);
-    bundle.edit(|s| drop(s.as_object_mut().unwrap().remove("annotations")));
-    fs::set_permissions(bundle.path("/module.wasm"), fs::Permissions::from_mode(0o755)).unwrap();
-    ctx.run(&bundle).refused(&["exec format error"]);
 }
 
 fn a_component_is_refused_by_name(ctx: &Ctx) {

@@ -31,6 +31,9 @@ pub struct CompileArgs {
     /// For containers whose instructions are counted; also if the configuration file has them counted
     #[arg(long)]
     count_instructions: bool,
+    /// For containers whose tables are limited to so many elements (proa.wasm/table-elements)
+    #[arg(long)]
+    table_elements: Option<u32>,
     /// Compile again what the cache has
     #[arg(long)]
     force: bool,
@@ -58,6 +61,7 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
         options: Options {
             cost: args.fuel || settings.wasm.limits.fuel.is_some(),
             count: args.count_instructions || settings.wasm.count_instructions,
+            table_elements: args.table_elements.or(settings.wasm.limits.table_elements),
         },
         level: args.opt_level,
         key: None,

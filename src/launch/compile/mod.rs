@@ -258,12 +258,7 @@ impl Job {
             seen: RefCell::new(None),
         };
         let options = CreateOptions {
-            id: format!(
-                "{}-{:02x}{:02x}",
-                std::process::id(),
-                module.digest[0],
-                module.digest[1]
-            ),
+            id: unique_id(),
             bundle: store.root().to_owned(),
             console_socket: None,
             pid_file: None,

@@ -15,7 +15,7 @@ use crate::process::{self, Filter};
 use crate::rootfs;
 use crate::state;
 use nix::errno::Errno;
-use proa_executor::Handler;
+use proa_executor::{Handler, Hull};
 use proa_sys::errno::Raw;
 use report::Report;
 use std::convert::Infallible;
@@ -79,8 +79,10 @@ pub fn main(arguments: &[OsString], handler: &mut dyn Handler) -> ExitCode {
     // First of all: from now on nobody in the container, whose pid namespace this process may share already, can look into
     // this process's memory or descriptors (CVE-2016-9962).
     let hidden = process::early().map_err(Error::from);
+    // What may follow only makes room for a guest's arguments.
     let numbers = arguments
         .iter()
+        .take(2)
         .map(|one| one.to_str()?.parse().ok())
         .collect::<Option<Vec<RawFd>>>();
     let Some([channel, plan]) = numbers.as_deref() else {
@@ -144,9 +146,10 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     if notifies {
         seal(&handover, filter.as_ref(), native, report)?;
     }
-    report.created(handover.start_socket, |socket| {
-        // Not the engine's, which dlopen(3) made many objects; and not under a filter that an agent answers for.
-        if native && !notifies {
+    let hull = if native { Hull::Native } else { Hull::Wasm };
+    report.created(hull, handover.start_socket, |socket| {
+        // Not under a filter that an agent answers for.
+        if !notifies {
             proa_sys::memory::wait_released(socket);
         }
     })?;

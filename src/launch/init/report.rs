@@ -5,6 +5,7 @@ use crate::launch::channel::{self, Channel, Message};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
+use proa_executor::Hull;
 use proa_executor::aot::{Key, Source, Target};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -87,8 +88,8 @@ impl Report {
     /// Reports that the container is created, and returns when it is to be started: over the channel for `run` and
     /// `exec`; after `create`, over a connection to `socket`, which is then whom init reports to. `idle` is called before
     /// each wait for one, which may be long.
-    pub fn created(&mut self, socket: Option<RawFd>, idle: impl Fn(BorrowedFd<'_>)) -> Result<(), Error> {
-        self.say(&Message::Created)?;
+    pub fn created(&mut self, hull: Hull, socket: Option<RawFd>, idle: impl Fn(BorrowedFd<'_>)) -> Result<(), Error> {
+        self.say(&Message::Created(hull))?;
         let Some(socket) = socket else {
             return match self.channel()?.receive()? {
                 Some(Message::Start) => Ok(()),
@@ -117,9 +118,8 @@ impl Report {
     /// A guest runs in this process from now on: end of file tells whoever waits. What was logged until then goes before;
     /// if nobody takes it, the guest runs all the same.
     pub fn started(&mut self) {
-        // Nobody listens to lines that come later; that these could not be told is no reason not to run.
         if let Err(error) = self.flush() {
-            tracing::debug!("{error}");
+            complain(&format!("proa: {error}\n"));
         }
         self.0 = None;
     }

@@ -14,12 +14,16 @@ use proa_integration::{Bundle, Ctx, tests, wasm};
 use serde_json::json;
 
 use super::{gained, marker, withstood};
+use crate::wasm::policy::plugins::with_plugin;
+use crate::wasm::policy::run_under;
 
 tests! {
     a_guest_does_not_leave_the_directories_it_is_given .once().only_proa();
     a_directory_swapped_for_a_link_does_not_lead_out .once().only_proa();
     no_library_of_the_image_is_loaded_to_resolve_names .once().only_proa();
     a_guest_reaches_no_address_that_its_rules_do_not_allow .once().only_proa();
+    an_engine_that_was_taken_over_reads_nothing_beyond_the_preopens .once().only_proa();
+    an_engine_that_was_taken_over_connects_to_no_other_port .once().only_proa();
 }
 
 /// A guest marked for Wasm with these annotations `proa.wasm/NAME`.
@@ -326,4 +330,38 @@ fn a_guest_reaches_no_address_that_its_rules_do_not_allow(ctx: &Ctx) {
     withstood!(datagrams.recv(&mut [0; 16]).is_err(), "a datagram arrived: {said}");
     withstood!(streams.accept().is_err(), "a connection was made: {said}");
     assert!(said.ends_with("connect: error 14\n"), "what is allowed is not: {said}");
+}
+
+/// Native code in the engine's process, as somebody has it who got the better of the engine (WasmEdge #4920): a plugin that
+/// makes the system calls itself. What the kernel was told still holds.
+fn an_engine_that_was_taken_over_reads_nothing_beyond_the_preopens(ctx: &Ctx) {
+    let (bundle, file, _) = with_plugin(ctx, "load", &[("preopens", "mounts")]);
+    let volume = ctx.mkdir("volume");
+    fs::write(volume.join("own"), "its own").unwrap();
+    bundle
+        .file("/etc/secret", "REACHED what is not given")
+        .bind(&volume, "/data", &["bind"])
+        .args(&[
+            "/module.wasm",
+            "read",
+            "/data/own",
+            "read",
+            "/data/../etc/secret",
+            "read",
+            "/proc/1/root/etc/secret",
+        ]);
+    let out = run_under(ctx, &file, &bundle);
+    withstood!(!out.stdout.contains("REACHED"), "{}", out.stdout);
+    assert_eq!(
+        out.ok().stdout,
+        "/data/own: 7 its own\n/data/../etc/secret: -1 \n/proc/1/root/etc/secret: -1 \n"
+    );
+}
+
+fn an_engine_that_was_taken_over_connects_to_no_other_port(ctx: &Ctx) {
+    let (bundle, file, _) = with_plugin(ctx, "load", &[("connect", "tcp:127.0.0.0/8:80")]);
+    bundle.args(&["/module.wasm", "reach", "tcp", "1", "80", "reach", "tcp", "1", "81"]);
+    let out = run_under(ctx, &file, &bundle);
+    withstood!(out.stdout.contains("tcp 81: errno 13\n"), "{}", out.stdout);
+    assert_eq!(out.ok().stdout, "tcp 80: errno 111\ntcp 81: errno 13\n");
 }

@@ -3,6 +3,7 @@
 mod files;
 mod names;
 mod network;
+pub mod plugins;
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
-    [files::tests(), names::tests(), network::tests()]
+    [files::tests(), names::tests(), network::tests(), plugins::tests()]
         .into_iter()
         .flatten()
         .collect()
