@@ -29,6 +29,9 @@ pub enum Error {
     /// Not one of the formats. Worded as runc words it.
     #[error("invalid log-format: {0}")]
     Format(String),
+    /// Not one of the levels.
+    #[error("invalid log-level: {0} (there are: error, warning, info, debug)")]
+    Level(String),
     /// `--log` can't be opened.
     #[error("open {path}: {source}", path = path.display())]
     Open {
@@ -70,8 +73,19 @@ struct Log {
 
 static LOG: OnceLock<&'static Log> = OnceLock::new();
 
+/// `--log-level`: crun's names, and what runc's log knows.
+pub fn level(name: &str) -> Result<Level, Error> {
+    match name.to_ascii_lowercase().as_str() {
+        "error" => Ok(Level::ERROR),
+        "warning" | "warn" => Ok(Level::WARN),
+        "" | "info" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        _ => Err(Error::Level(name.into())),
+    }
+}
+
 /// Sends the process's log to `file` (appended to; made 0644), or to stderr. The first call of a process counts.
-pub fn init(file: Option<&Path>, format: Format, debug: bool) -> Result<(), Error> {
+pub fn init(file: Option<&Path>, format: Format, level: Level) -> Result<(), Error> {
     let out = match file {
         Some(path) => {
             Out::File(
@@ -87,14 +101,15 @@ pub fn init(file: Option<&Path>, format: Format, debug: bool) -> Result<(), Erro
         }
         None => Out::Stderr,
     };
-    install(out, format, debug);
+    install(out, format, level);
     Ok(())
 }
 
 /// Keeps the process's log as JSON lines for [`take`]: a container's init sees neither `--log` nor stderr, and hands the
 /// lines to the parent, who passes each to [`forward`].
 pub fn keep(debug: bool) {
-    install(Out::Kept(Mutex::default()), Format::Json, debug);
+    let level = if debug { Level::DEBUG } else { Level::INFO };
+    install(Out::Kept(Mutex::default()), Format::Json, level);
 }
 
 /// The lines that were kept since the last call.
@@ -108,8 +123,7 @@ pub fn take() -> Vec<String> {
     }
 }
 
-fn install(out: Out, format: Format, debug: bool) {
-    let level = if debug { Level::DEBUG } else { Level::INFO };
+fn install(out: Out, format: Format, level: Level) {
     let terminal = matches!(out, Out::Stderr) && std::io::stderr().is_terminal();
     let log: &'static Log = Box::leak(Box::new(Log {
         out,
@@ -124,7 +138,7 @@ fn install(out: Out, format: Format, debug: bool) {
     }
 }
 
-/// Whether `--debug` was given, to be handed on to a container's init.
+/// Whether everything is logged, to be handed on to a container's init.
 pub fn debug() -> bool {
     LOG.get().is_some_and(|log| log.level == Level::DEBUG)
 }
@@ -325,6 +339,18 @@ mod tests {
             message: text.into(),
             others: Vec::new(),
         }
+    }
+
+    #[test]
+    fn levels_have_names() {
+        assert_eq!(level("WARNING").unwrap(), Level::WARN);
+        assert_eq!(level("debug").unwrap(), Level::DEBUG);
+        assert!(
+            level("loud")
+                .unwrap_err()
+                .to_string()
+                .starts_with("invalid log-level: loud")
+        );
     }
 
     #[test]

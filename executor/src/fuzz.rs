@@ -1,7 +1,8 @@
 //! The fuzz targets of this crate, library functions so that tests can replay their corpora: what a file of any content is
 //! taken for, and which hull any annotations choose.
 
-use crate::recognise::{self, HANDLER, VARIANT};
+use crate::aot::{Key, Target, entry};
+use crate::recognise::{self, Detect, HANDLER, VARIANT};
 use crate::wasm::module::{self, AOT_SECTION, Kind};
 use crate::{Hull, wasm::Refusal};
 use std::collections::HashMap;
@@ -50,10 +51,14 @@ fn recognise(data: &[u8]) {
     }
     let sandbox = annotations.get("io.kubernetes.cri.container-type").map(String::as_str) == Some("sandbox");
     let handler = annotations.get(HANDLER).map(String::as_str);
-    match recognise::hull(&annotations, program, entrypoint) {
-        Ok(Hull::Wasm) => assert!(!entrypoint.is_empty() && !sandbox && handler != Some("none")),
-        Ok(Hull::Native) => {}
-        Err(error) => assert!(error.to_string().contains(handler.unwrap_or("?")), "{error}"),
+    for detect in [Detect::Annotation, Detect::Name, Detect::Auto] {
+        match recognise::decide(&annotations, program, entrypoint, detect) {
+            Ok(decision) => {
+                let native = entrypoint.is_empty() || sandbox || handler == Some("none");
+                assert!(!native || decision.hull == Hull::Native);
+            }
+            Err(error) => assert!(error.to_string().contains(handler.unwrap_or("?")), "{error}"),
+        }
     }
 }
 

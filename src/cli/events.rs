@@ -1,5 +1,6 @@
 //! `proa events`.
 
+use super::wasm::Figures;
 use super::{Error, Globals, print, units};
 use crate::cgroup::{Cgroup, OomEvent, OomEvents, Stats};
 use crate::state::{Action, Container, process};
@@ -69,13 +70,23 @@ pub(super) fn run(globals: &Globals, args: EventsArgs) -> Result<u8, Error> {
     watch(&container, args.interval)
 }
 
-/// What the cgroup, and the resctrl group if there is one, says.
-fn stats(container: &Container, cgroup: &Cgroup) -> Result<Stats, Error> {
+/// The data of an event: runc's, and of a Wasm container one member more.
+#[derive(Serialize)]
+struct Data {
+    #[serde(flatten)]
+    stats: Stats,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wasm: Option<Figures>,
+}
+
+/// What the cgroup, the resctrl group and the Wasm guest, if there is one, say.
+fn stats(container: &Container, cgroup: &Cgroup) -> Result<Data, Error> {
     let mut stats = cgroup.stats()?;
     if let Some((resctrl, group)) = container.rdt()? {
         stats.intel_rdt = resctrl.stats(&group).map_err(EventsError::Rdt)?;
     }
-    Ok(stats)
+    let wasm = Figures::of(container)?;
+    Ok(Data { stats, wasm })
 }
 
 fn emit<T: Serialize>(kind: &'static str, id: &str, data: Option<T>) -> Result<u8, Error> {

@@ -50,7 +50,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("state", "output the state of a container"),
     ("update", "update container resource constraints"),
     ("features", "show the enabled features"),
-    ("wasm", "what concerns WebAssembly only: compile, cache"),
+    ("wasm", "what concerns WebAssembly only: compile, cache, stats"),
     ("help, h", "Shows a list of commands or help for one command"),
 ];
 
@@ -70,6 +70,7 @@ const SUB_COMMANDS: &[(&str, &str)] = &[
         "wasm cache prune",
         "remove what is old or too much in the cache of compiled code",
     ),
+    ("wasm stats", "show what a Wasm container's guest does and has done"),
 ];
 
 /// `{}` is the name that proa was called by.
@@ -93,6 +94,7 @@ COMMANDS:
 const GLOBAL: &str = "
 GLOBAL OPTIONS:
    --debug             enable debug logging
+   --log-level value   set how much is logged ('error', 'warning', 'info' or 'debug') (default: \"info\")
    --log value         set the log file to write proa logs to (default is '/dev/stderr')
    --log-format value  set the log format ('text' (default), or 'json') (default: \"text\")
    --root value        root directory for storage of container state (this should be located in tmpfs) (default: \"/run/proa\")

@@ -121,6 +121,8 @@ enum Error {
     Managers(#[from] managers::Error),
     #[error(transparent)]
     Criu(#[from] checkpoint::CriuError),
+    #[error("container {0} has no Wasm guest")]
+    NoGuest(String),
     #[error("wasm compile {module}: {source}", module = module.display())]
     Compile { module: PathBuf, source: Box<Error> },
     #[error(transparent)]
@@ -185,6 +187,9 @@ struct GlobalArgs {
     /// Who makes cgroups ('cgroupfs', 'systemd' or 'disabled'): crun's, which podman gives
     #[arg(long)]
     cgroup_manager: Option<String>,
+    /// How much is logged ('error', 'warning', 'info' or 'debug'): crun's; --debug comes first
+    #[arg(long)]
+    log_level: Option<String>,
     /// Accepted for old callers: as with runc, it is the criu in PATH that is used
     #[arg(long, hide = true)]
     criu: Option<PathBuf>,
@@ -255,7 +260,7 @@ pub fn main() -> ExitCode {
 fn report(error: &Error) {
     if let Error::UnknownVerb(_) | Error::Argv(_) | Error::Value(_) | Error::NotUnicode(_) | Error::Log(_) = error {
         // These can come before the log is set up; then it is stderr. If it is set up, this is refused, and not needed.
-        logging::init(None, logging::Format::Text, false).ok();
+        logging::init(None, logging::Format::Text, tracing::Level::INFO).ok();
     }
     let (file, told) = (logging::to_file(), error.is_told());
     if file || !told {
@@ -428,7 +433,12 @@ impl Call<'_> {
         let args = GlobalArgs::from_arg_matches(&matches).map_err(value_error)?;
         let format = args.common.log_format.as_deref().unwrap_or_default().parse()?;
         let file = args.common.log.as_deref().filter(|path| !path.as_os_str().is_empty());
-        logging::init(file, format, args.common.debug)?;
+        let level = match (&args.log_level, args.common.debug) {
+            (_, true) => tracing::Level::DEBUG,
+            (Some(name), false) => logging::level(name)?,
+            (None, false) => tracing::Level::INFO,
+        };
+        logging::init(file, format, level)?;
         let root_given = args.common.root.is_some();
         let root = match args.common.root {
             Some(root) => given_root(&root)?,
@@ -597,6 +607,7 @@ mod tests {
         verb_command::<liboci_cli::Ps>("ps").debug_assert();
         verb_command::<liboci_cli::Spec>("spec").debug_assert();
         verb_command::<liboci_cli::Delete>("delete").debug_assert();
+        verb_command::<wasm::stats::StatsArgs>("wasm stats").debug_assert();
     }
 
     #[test]

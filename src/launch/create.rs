@@ -224,8 +224,9 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     making.mounts = record.shared_root.clone();
     let sources = rootfs::open_sources(&mut plan.rootfs)?;
     let page = match plan.hull {
-        Hull::Wasm => Some(OwnedFd::from(reservation.make_guest_page()?)),
-        Hull::Native => None,
+        // A compiler has no guest of which it could tell.
+        Hull::Wasm if plan.process.guest.compile.is_none() => Some(OwnedFd::from(reservation.make_guest_page()?)),
+        Hull::Wasm | Hull::Native => None,
     };
     plan.process.guest.status = page.as_ref().map(AsRawFd::as_raw_fd);
     let request = Spawning {
@@ -376,6 +377,7 @@ impl Spawning<'_> {
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
+        birth.title = spawn::title_room(&plan.process.guest);
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));

@@ -169,6 +169,7 @@ impl Request<'_> {
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = vec![channel.as_raw_fd()];
+        birth.title = spawn::title_room(&self.plan.guest);
         let mut early = Vec::new();
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);

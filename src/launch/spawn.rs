@@ -6,6 +6,7 @@ use super::image::Image;
 use crate::cgroup;
 use crate::namespace::{self, Kind};
 use nix::errno::Errno;
+use proa_executor::Guest;
 use proa_sys::clone::{Child, Clone, Side};
 use proa_sys::errno::Raw;
 use std::convert::Infallible;
@@ -32,6 +33,8 @@ pub struct Birth {
     /// What the new process, a copy of this one, must not keep open: the lock of the container, which its creator's death has
     /// to release, and the creator's end of the channel, whose end of file tells of it.
     pub abandon: Vec<RawFd>,
+    /// The bytes that the init image's arguments take at least: a Wasm guest's are put in their place (see [`title_room`]).
+    pub title: usize,
 }
 
 /// The way into the cgroup that a process in the middle's child takes.
@@ -133,6 +136,7 @@ pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Re
     for fd in [init.as_raw_fd(), plan.as_raw_fd()] {
         argv.push(CString::new(fd.to_string()).expect("a number has no null byte"));
     }
+    pad(&mut argv, birth.title);
     let flags = birth.new.iter().fold(0, |flags, kind| flags | kind.flag());
     let side = clone_into(flags, birth.into_cgroup.as_ref(), birth.optional).map_err(|errno| Error::Clone {
         namespaces: birth.new.clone(),
@@ -146,6 +150,27 @@ pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Re
     // Nobody is left to be told if this fails too: the parent then reports an init that ended without a word.
     drop(init.send(&Message::Failed(error.to_string())));
     proa_sys::exec::exit_now(1)
+}
+
+/// The most bytes of a guest's arguments that are shown: ps(1) and its kind read no more.
+const TITLE_MAX: usize = 4096;
+
+/// How many bytes the arguments of a guest take, where its own process shows them in place of the init image's: Linux shows
+/// the memory in which execve(2) has put the arguments, and that can't grow.
+pub fn title_room(guest: &Guest) -> usize {
+    match guest.policy {
+        // A Linux program: execve(2) puts its own there.
+        None => 0,
+        Some(_) => guest.args.iter().map(|arg| arg.len() + 1).sum::<usize>().min(TITLE_MAX),
+    }
+}
+
+/// Adds an argument, which init ignores, so that all take `room` bytes; exactly so many, if they are not that many anyway.
+fn pad(argv: &mut Vec<CString>, room: usize) {
+    let taken: usize = argv.iter().map(|arg| arg.as_bytes_with_nul().len()).sum();
+    if let Some(missing @ 1..) = room.checked_sub(taken) {
+        argv.push(CString::new(vec![b' '; missing - 1]).expect("spaces are no null bytes"));
+    }
 }
 
 /// The new process, until it executes the init image. It runs in a copy of the parent's memory, so it does little.
@@ -213,4 +238,29 @@ pub fn enter_cgroup<'a>(files: impl Iterator<Item = &'a OwnedFd>, optional: bool
 
 fn is_refusal(errno: Errno) -> bool {
     matches!(errno, Errno::EACCES | Errno::EPERM | Errno::EROFS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_padded_to_the_byte() {
+        let bytes = |room: usize| {
+            let mut argv = vec![CString::from(c"proa"), CString::from(c"init")];
+            pad(&mut argv, room);
+            argv.iter().map(|arg| arg.as_bytes_with_nul().len()).sum::<usize>()
+        };
+        assert_eq!([0, 9, 10, 11, 12, 4096].map(bytes), [10, 10, 10, 11, 12, 4096]);
+        let mut guest = Guest {
+            args: vec!["/a.wasm".into(), "-x".into()],
+            policy: Some(Box::default()),
+            ..Guest::default()
+        };
+        assert_eq!(title_room(&guest), 11);
+        guest.args = vec!["x".repeat(5000)];
+        assert_eq!(title_room(&guest), TITLE_MAX);
+        guest.policy = None;
+        assert_eq!(title_room(&guest), 0);
+    }
 }

@@ -6,26 +6,23 @@ use super::code::{self, Code, Loaded};
 use super::compile::Compiler;
 use super::files::Files;
 use super::limits::Bounds;
-use super::module::{self, Kind, Refusal, Survey};
-use super::open::{self, Resolver};
-use super::process::OwnMemory;
+use super::module::{Refusal, Survey};
+use super::process::{OwnMemory, Title};
 use super::progress::Progress;
 use super::watch::Watch;
-use super::{engine, judge, names, network, process};
-use crate::aot::{Digest, Hashing, Source};
+use super::{engine, entrypoint, names, network, process};
+use crate::aot::Source;
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::policy::{Aot, Limits};
-use crate::recognise::Evidence;
 use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 /// The exit status of a guest that trapped: what a shell reports for `SIGABRT`.
@@ -34,9 +31,6 @@ const TRAPPED: i32 = 134;
 const OUT_OF_FUEL: i32 = 128 + nix::libc::SIGXCPU;
 /// The exit status of a guest that could not be started.
 const FAILED: i32 = 1;
-/// As many bytes of a file as tell its kind.
-const HEAD: usize = 64;
-
 /// Executes a module in WasmEdge, and Linux programs natively: in a pod that is marked for Wasm, sidecars are marked too.
 #[derive(Default)]
 pub struct WasmHandler {
@@ -59,6 +53,7 @@ struct Module {
     code: Code,
     progress: Progress,
     own_memory: OwnMemory,
+    title: Option<Title>,
     /// Made by `check`, once the environment is final.
     strings: Option<Strings>,
 }
@@ -90,13 +85,9 @@ impl WasmHandler {
             return Ok(Target::Compiler(Box::new(compiler)));
         }
         let mut progress = Progress::start(guest)?;
-        let file = match find(guest, rootfs) {
-            Ok(file) if !judge::is_kernels(guest, &file) => file,
-            Err(error) if guest.evidence == Evidence::Marked => return Err(error),
-            _ => {
-                progress.page.clear();
-                return Ok(Target::Program(NativeHandler::new()));
-            }
+        let Some(file) = entrypoint::open(guest, rootfs)? else {
+            progress.page.clear();
+            return Ok(Target::Program(NativeHandler::new()));
         };
         let refuse = |cause| Error::Module {
             path: guest.args[0].clone(),
@@ -104,9 +95,9 @@ impl WasmHandler {
         };
         let policy = guest.policy.as_deref();
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
-        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off);
+        let trusted = code::trusts_image(guest);
         let mut code = Code::Own { trusted };
-        let (survey, digest) = match inspect(&file, &Bounds::of(guest), cache.is_some()) {
+        let (survey, digest) = match entrypoint::inspect(&file, guest, cache.is_some()) {
             Ok(Some(inspected)) => inspected,
             Ok(None) => {
                 progress.page.clear();
@@ -117,7 +108,7 @@ impl WasmHandler {
                 code = Code::Image(native::c_string("process.args", 0, &guest.args[0])?);
                 (Survey::default(), None)
             }
-            Err(refusal) => return Err(refuse(judge::by_name(refusal, &guest.args[0]))),
+            Err(refusal) => return Err(refuse(refusal)),
         };
         progress.is_over(Phase::Find);
         let library = engine::load(engine_dir, engine::Use::Run)?;
@@ -138,6 +129,7 @@ impl WasmHandler {
             code,
             progress,
             own_memory: OwnMemory::open(),
+            title: Title::find(),
             strings: None,
         })))
     }
@@ -181,59 +173,6 @@ impl Handler for WasmHandler {
             },
             Some(Target::Compiler(compiler)) => compiler.run(started),
             None => unprepared(guest),
-        }
-    }
-}
-
-/// Opens the entrypoint; refused as runc refuses a program that isn't there.
-fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
-    let program = &guest.args[0];
-    let search = native::search_path(&guest.env);
-    open::refusing(
-        program,
-        open::find(rootfs, program, &guest.cwd, search, Resolver::Kernel),
-    )
-}
-
-/// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of the very
-/// bytes that were looked at comes along, unless they can't be read in order.
-pub(super) fn inspect(
-    file: &File,
-    bounds: &Bounds,
-    identify: bool,
-) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
-    let size = file.metadata().map_err(Refusal::Read)?.len();
-    let mut head = [0; HEAD];
-    let length = read_head(file, &mut head).map_err(Refusal::Read)?;
-    if module::kind(&head[..length])? == Kind::Program {
-        return Ok(None);
-    }
-    let mut hashing = Hashing::new(file);
-    let surveyed = match identify {
-        true => module::survey(&mut hashing, size),
-        false => module::survey(file, size),
-    };
-    let (survey, digest) = match surveyed {
-        // What is malformed is for the engine to refuse, in its words.
-        Err(Refusal::Read(error)) if error.kind() == ErrorKind::NotSeekable => (module::survey(file, size)?, None),
-        Ok(survey) if identify => {
-            let (digest, length) = hashing.finish().map_err(Refusal::Read)?;
-            (survey, (length == size).then_some(digest))
-        }
-        other => (other?, None),
-    };
-    bounds.check(&survey, file)?;
-    Ok(Some((survey, digest)))
-}
-
-pub(super) fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
-    let mut length = 0;
-    loop {
-        match file.read_at(&mut head[length..], length as u64) {
-            Ok(0) => return Ok(length),
-            Ok(more) => length += more,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
         }
     }
 }
@@ -314,6 +253,9 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     strings.files.enforce()?;
     network::enforce(guest)?;
     // Its thread inherits what holds for this one.
+    if let Some(title) = &module.title {
+        title.set(&name_of(&strings.args[0]), &strings.args);
+    }
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
     watch.observe();
@@ -327,6 +269,13 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     let end = ended.unwrap_or_else(|| machine.execute("_start"));
     watch.look();
     Ok(finish(end, progress.page, &limits, path))
+}
+
+/// The name of a program's file, which the kernel cuts to 15 bytes.
+fn name_of(program: &CStr) -> CString {
+    let bytes = program.to_bytes();
+    let start = bytes.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+    CString::new(&bytes[start..]).unwrap_or_default()
 }
 
 /// Notes how the guest ended, says on its stderr what stopped it, and returns the exit status.

@@ -3,6 +3,7 @@
 
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -28,6 +29,43 @@ impl OwnMemory {
         let (resident, of_files) = (fields.next()?.ok()?, fields.next()?.ok()?);
         let page = sysconf(SysconfVar::PAGE_SIZE).ok()??;
         Some(resident.saturating_sub(of_files) * page as u64)
+    }
+}
+
+/// Where this process's arguments lie, which ps(1) shows: proc_pid_cmdline(5).
+pub struct Title {
+    start: *mut u8,
+    length: usize,
+}
+
+impl Title {
+    /// Finds the place, which the kernel tells by procfs only: to be done while the host's is in sight. `None` if it can't be
+    /// told: the process is then shown as what it is.
+    pub fn find() -> Option<Self> {
+        let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+        // The fields from the third on follow the name, in which anything may stand; these are 48 and 49.
+        let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(45);
+        let (start, end): (usize, usize) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        let length = end.checked_sub(start).filter(|length| *length > 0)?;
+        (start != 0).then_some(Self {
+            start: start as *mut u8,
+            length,
+        })
+    }
+
+    /// Shows the process as one of this name and with these arguments, as far as there is room for them.
+    pub fn set(&self, name: &CStr, args: &[CString]) {
+        if let Err(errno) = nix::sys::prctl::set_name(name) {
+            tracing::debug!("prctl(PR_SET_NAME): {errno}");
+        }
+        let mut bytes = args.iter().flat_map(|arg| arg.to_bytes_with_nul().iter().copied());
+        for at in 0..self.length {
+            // The last byte stays zero, or the kernel takes what follows for more of it.
+            let byte = bytes.next().filter(|_| at + 1 < self.length).unwrap_or(0);
+            // SAFETY: the kernel has put the arguments there, on this process's own stack, which is writable and stays. The
+            // standard library reads the arguments from there when it is asked for them; it is not, after init has its own.
+            unsafe { self.start.add(at).write(byte) };
+        }
     }
 }
 
@@ -66,6 +104,16 @@ fn close_each(first: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_place_of_the_arguments_is_found() {
+        let title = Title::find().unwrap();
+        let cmdline = std::fs::read("/proc/self/cmdline").unwrap();
+        assert_eq!(title.length, cmdline.len());
+        // SAFETY: as in `set`; nobody writes there.
+        let there = unsafe { std::slice::from_raw_parts(title.start, title.length) };
+        assert_eq!(there, cmdline);
+    }
 
     #[test]
     fn memory_of_its_own_is_counted() {

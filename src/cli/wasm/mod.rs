@@ -3,6 +3,9 @@
 mod cache;
 mod compile;
 mod inspect;
+pub(super) mod stats;
+
+pub(super) use stats::Figures;
 
 use super::{Arity, Call, Error, help, print};
 
@@ -22,6 +25,7 @@ pub(super) fn dispatch(call: &Call<'_>) -> Result<u8, Error> {
                 other => unknown(&call, "wasm cache", other),
             }
         }
+        "stats" => call.run("wasm stats", Exactly(1), None, stats::run),
         other => unknown(&call, "wasm", other),
     }
 }

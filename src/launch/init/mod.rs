@@ -79,8 +79,10 @@ pub fn main(arguments: &[OsString], handler: &mut dyn Handler) -> ExitCode {
     // First of all: from now on nobody in the container, whose pid namespace this process may share already, can look into
     // this process's memory or descriptors (CVE-2016-9962).
     let hidden = process::early().map_err(Error::from);
+    // What may follow only makes room for a guest's arguments.
     let numbers = arguments
         .iter()
+        .take(2)
         .map(|one| one.to_str()?.parse().ok())
         .collect::<Option<Vec<RawFd>>>();
     let Some([channel, plan]) = numbers.as_deref() else {

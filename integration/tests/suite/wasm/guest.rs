@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use proa_integration::{Bundle, Container, Ctx, Output, tests, wasm};
+use proa_integration::{Bundle, Container, Ctx, Output, View, tests, wasm};
 use serde_json::{Value, json};
 
 tests! {
@@ -23,6 +23,15 @@ tests! {
     exec_of_a_module_is_held_by_the_containers_policy .once().only_proa();
     how_a_guest_ended_is_in_state_and_in_the_log .once().only_proa();
     a_linux_program_in_a_wasm_container_has_no_ending .once().only_proa();
+    a_memory_limit_is_felt_by_the_guest_and_not_by_the_kernel .only_proa().views(&[View::Hybrid, View::V1]).seconds(120);
+    an_oom_kill_is_told .only_proa().views(&[View::Hybrid, View::V1]);
+    stats_of_a_running_guest_are_of_now .only_proa();
+    stats_of_a_guest_that_ended_stay .once().only_proa();
+    a_guest_is_not_disturbed_by_who_asks .once().only_proa();
+    a_page_that_lies_does_no_harm .once().only_proa();
+    a_pids_limit_costs_only_the_answers .once().only_proa().views(&[View::Hybrid, View::V1]);
+    ps_shows_the_guest .once().only_proa();
+    the_log_tells_each_phase_at_debug .once().only_proa();
 }
 
 /// Prints what it is told to, then computes until it is ended, sleeps, or ends after so many seconds.
@@ -351,4 +360,196 @@ fn a_linux_program_in_a_wasm_container_has_no_ending(ctx: &Ctx) {
         .set("/annotations", json!({"run.oci.handler": "wasm"}));
     let container = ctx.start(&bundle);
     assert_eq!(ended(&container), json!([null, null, null]));
+}
+
+/// Fills all the memory it gets, a part at a time, and says how much that was.
+const FILL: &str = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static char *volatile part;
+
+int main(void)
+{
+	int n = 0;
+	while ((part = malloc(256 << 10))) {
+		memset((char *)part, 1, 256 << 10);
+		n++;
+	}
+	printf("%d\n", n / 4);
+}
+"#;
+
+fn a_memory_limit_is_felt_by_the_guest_and_not_by_the_kernel(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    fs::copy(wasm::compile(&ctx.dir, "fill", FILL, &[]), bundle.path("/fill.wasm")).unwrap();
+    set(&bundle, &json!({}), &["/fill.wasm"]);
+    for limit in [24, 32, 64, 256] {
+        bundle.set("/linux/resources/memory", json!({"limit": limit << 20}));
+        let filled: i32 = ctx.run(&bundle).ok().text().parse().unwrap();
+        // What the engine needs, and little more, is not the guest's.
+        assert!((limit - 18..limit).contains(&filled), "{filled} MiB of {limit}");
+    }
+    // What a module starts with it may have, even where that leaves nothing to grow into.
+    let quickjs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/wasm/quickjs.wasm");
+    fs::copy(quickjs, bundle.path("/qjs.wasm")).expect("`make fixtures` brings it");
+    let script = "let n = 0; try { let x = []; for (;;) { x.push(new Uint8Array(1 << 18).fill(1)); n++; } } catch (e) \
+                  { print(n / 4 | 0) }";
+    set(&bundle, &json!({}), &["/qjs.wasm", "-e", script]);
+    bundle.set("/linux/resources/memory", json!({"limit": 64 << 20}));
+    let filled: i32 = ctx.run(&bundle).ok().text().parse().unwrap();
+    assert!((30..64).contains(&filled), "{filled}");
+}
+
+fn an_oom_kill_is_told(ctx: &Ctx) {
+    // The engine keeps the frames of calls, which no limit of the guest's memory bounds.
+    let source = "__attribute__((noinline)) int deep(volatile int n) { return n ? deep(n + 1) + 1 : 0; } \
+                  int main(void) { return deep(1); }";
+    let module = wasm::compile(&ctx.dir, "deep", source, &["-O0", "-Wl,-z,stack-size=16777216"]);
+    let bundle = ctx.bundle();
+    fs::copy(module, bundle.path("/deep.wasm")).unwrap();
+    set(&bundle, &json!({}), &["/deep.wasm"]);
+    bundle.set("/linux/resources/memory", json!({"limit": 48 << 20}));
+    let container = ctx.start(&bundle);
+    let found = ended(&container);
+    assert_eq!((&found[0], &found[1]), (&json!("oom"), &json!("137")), "{found}");
+    container.forget();
+    ctx.call(&["delete", &container.id]).output().ok();
+    let out = ctx.run(&bundle);
+    out.code(137);
+    assert!(out.log.contains("oom"), "{out:?}");
+}
+
+fn stats(container: &Container) -> Value {
+    container.verb(&["wasm", "stats", "--format", "json"]).ok().json()
+}
+
+fn stats_of_a_running_guest_are_of_now(ctx: &Ctx) {
+    let container = started(ctx, &guest(ctx, json!({"count-instructions": "true"}), &[]));
+    let (first, second) = (stats(&container), stats(&container));
+    assert!(first["engine"].as_str().unwrap().starts_with("WasmEdge "), "{first}");
+    assert_eq!(first["code"], "interpreted");
+    for phase in ["find", "engine", "read", "load", "validate", "instantiate"] {
+        assert!(first["phases"][phase].is_u64(), "{phase}: {first}");
+    }
+    assert_eq!(
+        first["memory"]["bytes"],
+        first["memory"]["pages"].as_u64().unwrap() * 65536
+    );
+    assert_eq!(first["ended"], Value::Null);
+    let grew = |key: &str| second[key].as_u64().unwrap() > first[key].as_u64().unwrap();
+    assert!(grew("instructions") && grew("run"), "{first} {second}");
+    let event = container.verb(&["events", "--stats"]).ok().json();
+    assert!(
+        event["data"]["wasm"]["instructions"].as_u64() > second["instructions"].as_u64(),
+        "{event}"
+    );
+    assert!(
+        event["data"]["pids"].is_object() || event["data"]["cpu"].is_object(),
+        "{event}"
+    );
+    let table = container.verb(&["wasm", "stats"]);
+    assert!(table.ok().stdout.contains("INSTRUCTIONS "), "{table:?}");
+    // A container without a guest has no such member, and no such statistics.
+    let linux = ctx.bundle();
+    linux.sh("sleep 100");
+    let linux = ctx.start(&linux);
+    let event = linux.verb(&["events", "--stats"]).ok().json();
+    assert_eq!(event["data"]["wasm"], Value::Null);
+    linux.verb(&["wasm", "stats"]).refused(&["has no Wasm guest"]);
+}
+
+fn stats_of_a_guest_that_ended_stay(ctx: &Ctx) {
+    let container = ctx.start(&guest(ctx, json!({"fuel": "500000"}), &[]));
+    container.stopped();
+    let stats = stats(&container);
+    assert_eq!(stats["ended"]["how"], "fuel");
+    assert_eq!(stats["ended"]["status"], 152);
+    assert_eq!(stats["instructions"], 500_000);
+    assert!(
+        stats["run"].as_u64().unwrap() > 0 && stats["memory"]["pages"].as_u64().unwrap() >= 2,
+        "{stats}"
+    );
+}
+
+fn a_guest_is_not_disturbed_by_who_asks(ctx: &Ctx) {
+    // Its sleep would end early if a system call were interrupted; with a grace period, signals don't do that either.
+    let container = started(ctx, &guest(ctx, json!({"grace": "500ms"}), &["sleep"]));
+    for _ in 0..20 {
+        assert!(stats(&container)["run"].as_u64().unwrap() > 0);
+    }
+    container.kill("TERM");
+    for _ in 0..3 {
+        stats(&container);
+    }
+    assert_eq!(ended(&container), json!(["signal", "143", "SIGTERM"]));
+}
+
+fn a_page_that_lies_does_no_harm(ctx: &Ctx) {
+    let container = started(ctx, &guest(ctx, json!({}), &[]));
+    let path = ctx.dir.join("root").join(&container.id).join("guest.page");
+    let mut page = fs::read(&path).unwrap();
+    // Everything after the magic and the version is what a guest that broke out would have there.
+    for (at, byte) in page.iter_mut().enumerate().skip(16) {
+        *byte = (at * 7 + at / 256) as u8 | 0x80;
+    }
+    fs::write(&path, &page).unwrap();
+    container.verb(&["wasm", "stats"]).ok();
+    container.verb(&["state"]).ok();
+    // Shorter than it was: nobody is killed for it but who has it mapped.
+    let file = fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(10).unwrap();
+    container.verb(&["wasm", "stats"]).refused(&["has no Wasm guest"]);
+    container.verb(&["events", "--stats"]).ok();
+    container.kill("KILL").stopped();
+    container.verb(&["state"]).ok();
+}
+
+fn a_pids_limit_costs_only_the_answers(ctx: &Ctx) {
+    let bundle = guest(ctx, json!({}), &[]);
+    bundle.set("/linux/resources/pids", json!({"limit": 1}));
+    let container = started(ctx, &bundle);
+    let stats = stats(&container);
+    assert_eq!(stats["run"], Value::Null, "{stats}");
+    assert!(stats["phases"]["instantiate"].is_u64(), "{stats}");
+    container.kill("TERM");
+    assert_eq!(ended(&container), json!(["signal", "143", "SIGTERM"]));
+}
+
+fn ps_shows_the_guest(ctx: &Ctx) {
+    let bundle = guest(ctx, json!({}), &["loop", "a b", &"long".repeat(40)]);
+    let container = started(ctx, &bundle);
+    let proc = |file: &str| fs::read_to_string(format!("/proc/{}/{file}", container.pid())).unwrap();
+    assert_eq!(proc("comm"), "guest.wasm\n");
+    let expected = format!("/guest.wasm\0loop\0a b\0{}\0", "long".repeat(40));
+    assert_eq!(proc("cmdline"), expected);
+    let listed = container.verb(&["ps"]);
+    assert!(listed.ok().stdout.contains("/guest.wasm loop a b long"), "{listed:?}");
+    // Shorter than what the init image had: nothing of that is left.
+    let short = started(ctx, &guest(ctx, json!({}), &[]));
+    let cmdline = fs::read_to_string(format!("/proc/{}/cmdline", short.pid())).unwrap();
+    assert_eq!(cmdline.trim_end_matches('\0'), "/guest.wasm");
+    // In a process that exec adds as well.
+    let out = short.exec_call(&[], &["/guest.wasm", "trap"]).output();
+    out.code(134);
+}
+
+fn the_log_tells_each_phase_at_debug(ctx: &Ctx) {
+    let bundle = guest(ctx, json!({}), &["exit", "0"]);
+    let run = |flags: &[&str]| {
+        let id = ctx.id();
+        let line = [flags, &["run", "--bundle", bundle.dir.to_str().unwrap(), &id]].concat();
+        let out = ctx.call(&line).output();
+        out.ok();
+        out.log
+    };
+    let debug = run(&["--log-level", "debug"]);
+    for phase in ["find", "engine", "read", "load", "validate", "instantiate"] {
+        assert!(debug.contains(&format!("\"wasm: {phase}: ")), "{phase}: {debug}");
+    }
+    assert!(run(&["--debug"]).contains("wasm: load: "));
+    assert_eq!(run(&["--log-level=error"]), "");
+    let bad = ctx.call(&["--log-level", "loud", "list"]).output();
+    bad.refused(&["invalid log-level: loud"]);
 }
