@@ -37,13 +37,6 @@ impl Policy {
     pub fn counts(&self) -> bool {
         self.count_instructions || self.limits.fuel.is_some()
     }
-
-    /// Whether code compiled ahead of time that comes with an image is run. It counts no instructions, and has its own idea of
-    /// the tables.
-    pub fn runs_image_code(&self) -> bool {
-        let bounded = self.counts() || self.limits.table_elements.is_some();
-        self.trust_image_code && self.aot != Aot::Off && !bounded
-    }
 }
 
 /// When code compiled ahead of time is used and made.

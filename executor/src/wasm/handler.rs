@@ -10,11 +10,11 @@ use super::module::{Refusal, Survey};
 use super::process::{OwnMemory, Title};
 use super::progress::Progress;
 use super::watch::Watch;
-use super::{engine, judge, names, network, process};
+use super::{engine, entrypoint, names, network, process};
 use crate::aot::Source;
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
-use crate::policy::{Aot, Limits, Policy};
+use crate::policy::{Aot, Limits};
 use crate::status::{Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
@@ -85,7 +85,7 @@ impl WasmHandler {
             return Ok(Target::Compiler(Box::new(compiler)));
         }
         let mut progress = Progress::start(guest)?;
-        let Some(file) = judge::open(guest, rootfs)? else {
+        let Some(file) = entrypoint::open(guest, rootfs)? else {
             progress.page.clear();
             return Ok(Target::Program(NativeHandler::new()));
         };
@@ -95,9 +95,9 @@ impl WasmHandler {
         };
         let policy = guest.policy.as_deref();
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
-        let trusted = policy.is_some_and(Policy::runs_image_code);
+        let trusted = code::trusts_image(guest);
         let mut code = Code::Own { trusted };
-        let (survey, digest) = match judge::inspect(&file, guest, cache.is_some()) {
+        let (survey, digest) = match entrypoint::inspect(&file, guest, cache.is_some()) {
             Ok(Some(inspected)) => inspected,
             Ok(None) => {
                 progress.page.clear();

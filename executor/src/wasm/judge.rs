@@ -1,142 +1,33 @@
-//! Which file the entrypoint is, and what it is taken for: by its content, by why it is in this hull at all, and by its name.
-//! Asked while the host's files are in sight.
+//! What the handler would find of an entrypoint's file, for who only asks ([`super::inspection`]).
 
 use super::binding::Library;
-use super::binfmt;
-use super::code;
 use super::inspection::Verdict;
-use super::limits::Bounds;
-use super::module::{self, Kind, Refusal, Survey};
-use super::open::{self, Resolver};
-use crate::aot::{Digest, Hashing, Key, Options};
-use crate::native;
-use crate::policy::{Aot, Policy};
-use crate::recognise::{self, Evidence};
+use super::module::Refusal;
+use super::{code, entrypoint};
+use crate::aot::{Key, Options};
+use crate::policy::Aot;
 use crate::{Error, Guest};
 use std::fs::File;
-use std::io::ErrorKind;
-use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileExt, PermissionsExt};
 
-/// As many bytes of a file as tell its kind.
-const HEAD: usize = 64;
-
-/// Opens the entrypoint if it is to be run as a module; `None` if the kernel is to execute it.
-pub fn open(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Option<File>, Error> {
-    match find(guest, rootfs) {
-        Ok(file) => Ok((!is_kernels(guest, &file)).then_some(file)),
-        Err(error) if guest.evidence == Evidence::Marked => Err(error),
-        Err(_) => Ok(None),
-    }
-}
-
-/// Opens the entrypoint; refused as runc refuses a program that isn't there.
-fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
-    let program = &guest.args[0];
-    let search = native::search_path(&guest.env);
-    open::refusing(
-        program,
-        open::find(rootfs, program, &guest.cwd, search, Resolver::Kernel),
-    )
-}
-
-/// Whether the entrypoint is executed natively because nobody said that it is a module, and it is none; or it is one, and the
-/// kernel knows how to execute it. What can't be read is the kernel's matter, too.
-fn is_kernels(guest: &Guest, file: &File) -> bool {
-    if guest.evidence == Evidence::Marked {
-        return false;
-    }
-    let mut magic = [0; module::MAGIC.len()];
-    if !read_head(file, &mut magic).is_ok_and(|length| magic[..length] == *module::MAGIC) {
-        return true;
-    }
-    let executable = file
-        .metadata()
-        .is_ok_and(|facts| facts.permissions().mode() & 0o111 != 0);
-    if guest.evidence == Evidence::Content || !executable {
-        return false;
-    }
-    let extension = guest.args[0].rsplit('.').next().unwrap_or_default();
-    let interpreter = binfmt::interpreter(extension);
-    if let Some(name) = &interpreter {
-        tracing::debug!(
-            "{}: left to the kernel, which has {name} for it (binfmt_misc)",
-            guest.args[0]
-        );
-    }
-    interpreter.is_some()
-}
-
-/// Says what the file is, and refuses what can't be run: `None` for a Linux program. With `identify`, the digest of the very
-/// bytes that were looked at comes along, unless they can't be read in order.
-pub fn inspect(file: &File, guest: &Guest, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
-    survey(file, &Bounds::of(guest), identify).map_err(|refusal| by_name(refusal, &guest.args[0]))
-}
-
-fn survey(file: &File, bounds: &Bounds, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
-    let size = file.metadata().map_err(Refusal::Read)?.len();
-    let mut head = [0; HEAD];
-    let length = read_head(file, &mut head).map_err(Refusal::Read)?;
-    if module::kind(&head[..length])? == Kind::Program {
-        return Ok(None);
-    }
-    let mut hashing = Hashing::new(file);
-    let surveyed = match identify {
-        true => module::survey(&mut hashing, size),
-        false => module::survey(file, size),
-    };
-    let (survey, digest) = match surveyed {
-        // What is malformed is for the engine to refuse, in its words.
-        Err(Refusal::Read(error)) if error.kind() == ErrorKind::NotSeekable => (module::survey(file, size)?, None),
-        Ok(survey) if identify => {
-            let (digest, length) = hashing.finish().map_err(Refusal::Read)?;
-            (survey, (length == size).then_some(digest))
-        }
-        other => (other?, None),
-    };
-    bounds.check(&survey, file)?;
-    Ok(Some((survey, digest)))
-}
-
-fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
-    let mut length = 0;
-    loop {
-        match file.read_at(&mut head[length..], length as u64) {
-            Ok(0) => return Ok(length),
-            Ok(more) => length += more,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Text can begin with anything: what is called `.wat` is taken for it.
-fn by_name(refusal: Refusal, name: &str) -> Refusal {
-    match refusal {
-        Refusal::Unknown(_) | Refusal::Empty if recognise::names_text(name) => Refusal::Text,
-        other => other,
-    }
-}
-
-/// What the handler would find of an entrypoint whose file is this one, with `library` as the engine.
+/// What becomes of an entrypoint whose file is this one, with `library` as the engine.
 pub fn verdict(guest: &Guest, file: &File, library: Option<&Library>) -> Result<Verdict, Error> {
-    if is_kernels(guest, file) {
+    if entrypoint::is_kernels(guest, file) {
         return Ok(Verdict::Program);
     }
-    let policy = guest.policy.as_deref().filter(|policy| policy.aot != Aot::Off);
-    let trusted = policy.is_some_and(Policy::runs_image_code);
-    let (survey, digest) = match inspect(file, guest, true) {
+    let trusted = code::trusts_image(guest);
+    let (survey, digest) = match entrypoint::inspect(file, guest, true) {
         Ok(Some(inspected)) => inspected,
         Ok(None) => return Ok(Verdict::Program),
         Err(Refusal::SharedLibrary) if trusted && guest.args[0].contains('/') => {
             return Ok(Verdict::Module { key: None });
         }
-        Err(refusal) => {
+        Err(cause) => {
             let path = guest.args[0].clone();
-            return Err(Error::Module { path, cause: refusal });
+            return Err(Error::Module { path, cause });
         }
     };
     let digest = digest.filter(|_| !trusted || survey.aot.is_empty());
+    let policy = guest.policy.as_deref().filter(|policy| policy.aot != Aot::Off);
     let target = policy
         .zip(library)
         .and_then(|(policy, library)| code::target(library, Options::of(policy)));

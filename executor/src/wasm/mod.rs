@@ -13,6 +13,8 @@ mod compile;
 #[cfg(feature = "engine")]
 pub mod engine;
 #[cfg(feature = "engine")]
+mod entrypoint;
+#[cfg(feature = "engine")]
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
