@@ -95,9 +95,7 @@ impl WasmHandler {
         };
         let policy = guest.policy.as_deref();
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
-        // Code that was compiled elsewhere counts no instructions, and has its own idea of the tables.
-        let bounded = policy.is_some_and(|policy| policy.counts() || policy.limits.table_elements.is_some());
-        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off) && !bounded;
+        let trusted = code::trusts_image(guest);
         let mut code = Code::Own { trusted };
         let (survey, digest) = match entrypoint::inspect(&file, guest, cache.is_some()) {
             Ok(Some(inspected)) => inspected,
