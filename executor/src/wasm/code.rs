@@ -8,7 +8,7 @@
 use super::binding::{Failure, Library, Machine};
 use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Refusal, Survey};
-use super::relative::with_relative_paths;
+use super::relative::{forget_working_directory, with_relative_paths};
 use crate::Guest;
 use crate::aot::{Digest, Key, Options, Source, Target};
 use crate::policy::{Aot, Policy};
@@ -111,6 +111,10 @@ impl Cached {
             Ok(here) => here,
             Err(errno) => return Ok(Err(fail("open the working directory", errno))),
         };
+        if let Err(errno) = forget_working_directory() {
+            let message = format!("seccomp: {errno}");
+            return Ok(Err(Failure { message }));
+        }
         if let Err(errno) = fchdir(&self.directory) {
             return Ok(Err(fail("fchdir to the cache of compiled code", errno)));
         }
