@@ -1,6 +1,7 @@
 //! The fuzz targets of this crate, library functions so that tests can replay their corpora: what a file of any content is
 //! taken for, and which hull any annotations choose.
 
+use crate::aot::{Key, Target, entry};
 use crate::recognise::{self, Detect, HANDLER, VARIANT};
 use crate::wasm::module::{self, AOT_SECTION, Kind};
 use crate::{Hull, wasm::Refusal};

@@ -224,8 +224,9 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     making.mounts = record.shared_root.clone();
     let sources = rootfs::open_sources(&mut plan.rootfs)?;
     let page = match plan.hull {
-        Hull::Wasm => Some(OwnedFd::from(reservation.make_guest_page()?)),
-        Hull::Native => None,
+        // A compiler has no guest of which it could tell.
+        Hull::Wasm if plan.process.guest.compile.is_none() => Some(OwnedFd::from(reservation.make_guest_page()?)),
+        Hull::Wasm | Hull::Native => None,
     };
     plan.process.guest.status = page.as_ref().map(AsRawFd::as_raw_fd);
     let request = Spawning {

@@ -81,6 +81,15 @@ pub fn write(mut code: impl Read, key: &Key, target: &Target, mut to: impl Write
     Ok(length + rest.len() as u64)
 }
 
+/// Puts the digest and the magic behind `hashed`, whatever that is.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn seal(hashed: &[u8], key: &Key) -> Vec<u8> {
+    let mut hash = Sha256::new();
+    hash.update(hashed);
+    hash.update(key.to_string());
+    [hashed, &hash.finalize(), MAGIC].concat()
+}
+
 /// Reads all of an entry of `size` bytes and says whether it is whole and `key`'s.
 pub fn verify(mut from: impl Read, size: u64, key: &Key) -> Result<Facts, Damage> {
     let short = Damage::Form("it is too short");

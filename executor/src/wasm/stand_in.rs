@@ -175,7 +175,7 @@ impl<'data> Imports<'data> {
         }
         // As many as symbols, and odd: most have one.
         let buckets = symbols.len() as u32 | 1;
-        symbols.sort_by_key(|symbol| symbol.hash % buckets);
+        symbols.sort_by_cached_key(|symbol| symbol.hash % buckets);
         Ok(Self {
             symbols,
             versions,

@@ -108,7 +108,7 @@ impl<'a> Room<'a> {
     fn run(&self) -> (bool, Output) {
         let out = self.run_call().output();
         worked(&out);
-        (out.log.contains("compiled code loaded"), out)
+        (out.log.contains("compiled code is loaded"), out)
     }
 
     #[track_caller]
@@ -345,7 +345,7 @@ fn many_who_start_at_once_compile_once(ctx: &Ctx) {
     let count = |outputs: &[Output], words: &str| outputs.iter().filter(|out| out.log.contains(words)).count();
     let outputs = all_at_once("before-start");
     assert_eq!(count(&outputs, "compiling a module"), 1, "{outputs:#?}");
-    assert_eq!(count(&outputs, "compiled code loaded"), MANY, "{outputs:#?}");
+    assert_eq!(count(&outputs, "compiled code is loaded"), MANY, "{outputs:#?}");
     // In the background nobody waits, and there is one compiler all the same.
     fs::remove_file(room.entry()).unwrap();
     let outputs = all_at_once("background");
@@ -368,7 +368,7 @@ fn exec_uses_compiled_code(ctx: &Ctx) {
     container.start();
     let out = room.call(&["exec", &container.id, "/module.wasm", "1000"]).output();
     worked(&out);
-    assert!(out.log.contains("compiled code loaded"), "{out:?}");
+    assert!(out.log.contains("compiled code is loaded"), "{out:?}");
     container.verb(&["delete", "--force"]).ok();
     container.forget();
 }
@@ -419,7 +419,7 @@ int main(void)
     room.compile();
     let out = room.run_call().output();
     out.code(3);
-    assert!(out.log.contains("compiled code loaded"), "{out:?}");
+    assert!(out.log.contains("compiled code is loaded"), "{out:?}");
     assert!(!out.stdout.contains(".so") && !out.stdout.contains("open"), "{out:?}");
 }
 
@@ -477,7 +477,7 @@ fn a_compiler_is_confined(ctx: &Ctx) {
     kill(pid, Signal::SIGCONT).unwrap();
     let out = running.wait();
     worked(&out);
-    assert!(out.log.contains("compiled code loaded"), "{out:?}");
+    assert!(out.log.contains("compiled code is loaded"), "{out:?}");
 }
 
 fn a_compiler_ends_with_its_proa(ctx: &Ctx) {
