@@ -47,6 +47,8 @@ pub struct Loaded<'library> {
     pub survey: Survey,
     /// Which code it is.
     pub code: status::Code,
+    /// As in [`Prepared`].
+    pub moved: Option<(u64, i64)>,
 }
 
 /// Why a module is not loaded.
@@ -146,6 +148,7 @@ pub fn load<'library>(
                         machine,
                         survey: std::mem::take(survey),
                         code: status::Code::CacheHit,
+                        moved: None,
                     });
                 }
                 Err(failure) => {
@@ -165,10 +168,15 @@ pub fn load<'library>(
                 machine,
                 survey,
                 code: status::Code::Image,
+                moved: None,
             });
         }
     }
-    let Prepared { mut bytes, survey } = prepare(file, bounds)?;
+    let Prepared {
+        mut bytes,
+        survey,
+        moved,
+    } = prepare(file, bounds)?;
     read();
     trusted &= !survey.aot.is_empty();
     match trusted {
@@ -181,6 +189,7 @@ pub fn load<'library>(
         machine,
         survey,
         code: without,
+        moved,
     })
 }
 
