@@ -12,6 +12,7 @@ pub mod cgroup;
 pub mod cli;
 pub mod config;
 pub mod criu;
+pub mod doctor;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod host;

@@ -65,14 +65,33 @@ pub fn wasm_hull(configured: Option<&Path>) -> Result<Image, Error> {
     locate(&exe, dir.as_deref().or(configured), Path::exists)
 }
 
-fn locate(exe: &Path, engine_dir: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Result<Image, Error> {
+/// Where that hull is.
+pub fn hull_path() -> Result<PathBuf, Error> {
+    let exe = std::env::current_exe().map_err(Error::Exe)?;
+    let hulls = hulls(&exe);
+    match hulls.iter().find(|path| path.exists()) {
+        Some(hull) => Ok(hull.clone()),
+        None => Err(Error::NotFound {
+            looked_for: hulls.into(),
+        }),
+    }
+}
+
+/// Where it is looked for.
+fn hulls(exe: &Path) -> [PathBuf; 3] {
     let here = exe.parent().unwrap_or(Path::new("/"));
     let above = here.parent().unwrap_or(here);
-    let hulls = [
+    [
         here.join(HULL),
         above.join("lib/proa").join(HULL),
         above.join("libexec/proa").join(HULL),
-    ];
+    ]
+}
+
+fn locate(exe: &Path, engine_dir: Option<&Path>, exists: impl Fn(&Path) -> bool) -> Result<Image, Error> {
+    let here = exe.parent().unwrap_or(Path::new("/"));
+    let above = here.parent().unwrap_or(here);
+    let hulls = hulls(exe);
     let Some(hull) = hulls.iter().find(|path| exists(path)) else {
         return Err(Error::NotFound {
             looked_for: hulls.into(),

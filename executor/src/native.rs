@@ -89,7 +89,7 @@ fn hint(path: &str) -> Option<&'static str> {
 }
 
 /// The last `PATH` of an environment: of several equal names, runc lets the last one win.
-pub(crate) fn search_path(env: &[String]) -> &str {
+pub fn search_path(env: &[String]) -> &str {
     env.iter()
         .rev()
         .find_map(|entry| entry.strip_prefix("PATH="))

@@ -10,6 +10,7 @@ mod birth;
 mod create;
 mod dbus;
 mod delegate;
+mod describe;
 mod devices;
 mod error;
 mod events;
@@ -32,6 +33,7 @@ mod variant;
 
 pub use birth::Birth;
 pub use create::Prepared;
+pub use describe::{describe, own_v2};
 pub use error::Error;
 pub use events::{OomEvent, OomEvents};
 pub use stats::Stats;

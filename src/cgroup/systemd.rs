@@ -77,6 +77,11 @@ impl Manager {
         })
     }
 
+    /// systemd's version, in its words.
+    pub fn version_text(&mut self) -> Result<String, Error> {
+        self.property("Version")
+    }
+
     /// The cgroup of the manager itself, under which a user's slices are.
     pub fn control_group(&mut self) -> Result<String, Error> {
         self.property("ControlGroup")

@@ -40,7 +40,7 @@ impl CreateArgs {
 }
 
 /// The bundle's real path, as `state` prints it. An empty `--bundle` is the current directory.
-fn bundle(path: &std::path::Path) -> Result<PathBuf, Error> {
+pub(super) fn bundle(path: &std::path::Path) -> Result<PathBuf, Error> {
     let path = if path.as_os_str().is_empty() {
         std::path::Path::new(".")
     } else {

@@ -29,6 +29,7 @@ const COMMANDS: &[(&str, &str)] = &[
         "events",
         "display container events such as OOM notifications, cpu, memory, and IO usage statistics",
     ),
+    ("doctor", "look what this host has of what containers need"),
     ("exec", "execute new process inside the container"),
     (
         "kill",
@@ -55,6 +56,10 @@ const COMMANDS: &[(&str, &str)] = &[
 
 /// Verbs of more than one word.
 const SUB_COMMANDS: &[(&str, &str)] = &[
+    (
+        "wasm inspect",
+        "explain what would become of a bundle, or of a module, and why",
+    ),
     (
         "wasm compile",
         "compile a module ahead of time, into the cache or a file",

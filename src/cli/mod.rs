@@ -11,6 +11,7 @@ mod argv;
 mod checkpoint;
 mod create;
 mod delete;
+mod doctor;
 mod events;
 mod exec;
 mod features;
@@ -257,7 +258,7 @@ pub fn main() -> ExitCode {
 
 /// To the log, and to stderr if that is not the log: once each.
 fn report(error: &Error) {
-    if let Error::UnknownVerb(_) | Error::Argv(_) | Error::NotUnicode(_) | Error::Log(_) = error {
+    if let Error::UnknownVerb(_) | Error::Argv(_) | Error::Value(_) | Error::NotUnicode(_) | Error::Log(_) = error {
         // These can come before the log is set up; then it is stderr. If it is set up, this is refused, and not needed.
         logging::init(None, logging::Format::Text, tracing::Level::INFO).ok();
     }
@@ -301,6 +302,7 @@ fn dispatch(program: &str, args: &[String]) -> Result<u8, Error> {
         "update" => call.run("update", Exactly(1), None, update::run),
         "events" => call.run("events", Exactly(1), None, events::run),
         "spec" => call.run("spec", Exactly(0), None, spec::run),
+        "doctor" => call.run("doctor", Exactly(0), None, doctor::run),
         "setup" => call.run("setup", Exactly(1), None, setup::run),
         "features" => call.run("features", Exactly(0), None, features::run),
         "checkpoint" => call.run("checkpoint", Exactly(1), None, checkpoint::run),
@@ -600,6 +602,7 @@ mod tests {
         verb_command::<update::UpdateArgs>("update").debug_assert();
         verb_command::<events::EventsArgs>("events").debug_assert();
         verb_command::<setup::SetupArgs>("setup").debug_assert();
+        verb_command::<doctor::DoctorArgs>("doctor").debug_assert();
         verb_command::<liboci_cli::List>("list").debug_assert();
         verb_command::<liboci_cli::Ps>("ps").debug_assert();
         verb_command::<liboci_cli::Spec>("spec").debug_assert();

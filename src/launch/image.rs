@@ -135,6 +135,11 @@ impl Opened {
     }
 }
 
+/// Whether an init image can be shown in an overlay; if not, it is copied.
+pub fn sealed_by_overlay() -> Result<(), Errno> {
+    overlay(Path::new("/proc/self/exe")).map(drop)
+}
+
 fn c_string(text: OsString) -> Result<CString, Error> {
     CString::new(text.as_bytes()).map_err(|_| Error::Null(text))
 }

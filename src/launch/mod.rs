@@ -12,6 +12,7 @@ pub mod handover;
 pub mod hooks;
 pub mod image;
 pub mod init;
+pub mod inspect;
 mod parent;
 mod restore;
 mod sdnotify;
@@ -23,6 +24,7 @@ pub use checkpoint::{CheckpointOptions, checkpoint};
 pub use code::{Site, directory as code_directory};
 pub use criu::CriuOptions;
 pub use exec::may_be_module;
+pub use image::sealed_by_overlay;
 pub use parent::program;
 pub use restore::{RestoreOptions, restore};
 

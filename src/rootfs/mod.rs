@@ -81,6 +81,40 @@ pub struct Plan {
     cwd: Option<PathBuf>,
 }
 
+impl Plan {
+    /// Where `path` of the container comes from, as far as that can be told without making any mount: a directory or file of the
+    /// host, and what remains of the path below it. `None` if a file system that is yet to be made is there.
+    pub fn origin(&self, path: &Path) -> Option<(&Path, PathBuf)> {
+        let path = plan::clean(path);
+        // What is mounted last covers what was there, were it mounted deeper.
+        match self
+            .mounts
+            .iter()
+            .rev()
+            .find(|mount| path.starts_with(&mount.destination))
+        {
+            None => Some((&self.root, path)),
+            Some(mount) if mount.kind == Kind::Bind => {
+                let below = path.strip_prefix(&mount.destination).unwrap_or(Path::new(""));
+                Some((&mount.source, below.to_owned()))
+            }
+            Some(_) => None,
+        }
+    }
+
+    /// Whether there are mounts that programs can be on: what is not found outside may still be behind a link into one.
+    pub fn has_content_mounts(&self) -> bool {
+        self.mounts.iter().any(|mount| {
+            let kernel = |name: &str| matches!(name, "proc" | "sysfs" | "cgroup2" | "devpts" | "mqueue");
+            match &mount.kind {
+                Kind::Cgroup => false,
+                Kind::Fs(name) => !kernel(name) && !mount.destination.starts_with("/dev"),
+                Kind::Bind => !mount.destination.starts_with("/dev"),
+            }
+        })
+    }
+}
+
 /// One of `mounts`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Mount {

@@ -2,6 +2,7 @@
 //! how the two together become the [`proa_executor::policy::Policy`] of one container ([`annotations`]).
 
 pub mod annotations;
+pub mod facts;
 pub mod plugins;
 pub mod settings;
 pub mod units;

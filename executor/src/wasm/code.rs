@@ -9,8 +9,9 @@ use super::binding::{Failure, Library, Machine};
 use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Refusal, Survey};
 use super::relative::with_relative_paths;
+use crate::Guest;
 use crate::aot::{Digest, Key, Options, Source, Target};
-use crate::policy::Policy;
+use crate::policy::{Aot, Policy};
 use crate::status;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::fchdir;
@@ -190,6 +191,15 @@ fn prepare(file: &mut File, bounds: &Bounds) -> Result<Prepared, Refusal> {
         .map_err(Refusal::Read)?;
     module::kind(&bytes[..bytes.len().min(HEAD)])?;
     limits::prepare(bytes, bounds)
+}
+
+/// Whether code that comes with the image is run. What was compiled elsewhere counts no instructions, and has its own idea of the
+/// tables.
+pub fn trusts_image(guest: &Guest) -> bool {
+    guest.policy.as_deref().is_some_and(|policy| {
+        let bounded = policy.counts() || policy.limits.table_elements.is_some();
+        policy.trust_image_code && policy.aot != Aot::Off && !bounded
+    })
 }
 
 /// What code of this engine depends on; `None`, and said, if the engine can't be told from another one of its version.

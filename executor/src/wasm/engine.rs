@@ -71,6 +71,12 @@ pub enum Use {
 
 /// Loads the engine from `dir`, or from where the dynamic loader finds it.
 pub fn load(dir: Option<&Path>, wanted: Use) -> Result<Library, EngineError> {
+    load_and_tell(dir, wanted).map(|(library, _)| library)
+}
+
+/// The same, with the reason why the compiler was loaded though it was not wanted, if it was.
+pub fn load_and_tell(dir: Option<&Path>, wanted: Use) -> Result<(Library, Option<String>), EngineError> {
+    let mut told = None;
     let (name, place) = match dir {
         Some(dir) => (dir.join(LIBRARY).into_os_string(), shown(dir).display().to_string()),
         None => (LIBRARY.into(), "the dynamic loader's directories (ld.so(8))".to_owned()),
@@ -82,15 +88,16 @@ pub fn load(dir: Option<&Path>, wanted: Use) -> Result<Library, EngineError> {
     let c_name = CString::new(name.as_bytes()).map_err(|error| not_found(error.to_string()))?;
     let loaded = match wanted {
         Use::Run => match without_compiler(dir, &c_name) {
-            Ok(library) => return Ok(library),
+            Ok(library) => return Ok((library, None)),
             Err(reason) => {
                 tracing::debug!("the engine is loaded with its compiler: {reason}");
+                told = Some(reason.to_string());
                 Library::load(&c_name)
             }
         },
         Use::Compile => Library::load(&c_name),
     };
-    loaded.map_err(|error| match error {
+    loaded.map(|library| (library, told)).map_err(|error| match error {
         LoadError::Load(cause) => not_found(cause),
         LoadError::Symbol(symbol) => EngineError::Symbol {
             library: name.to_string_lossy().into_owned(),

@@ -8,8 +8,6 @@ use crate::aot::{Digest, Hashing};
 use crate::native;
 use crate::recognise::{self, Evidence};
 use crate::{Error, Guest};
-use nix::errno::Errno;
-use proa_sys::errno::words;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
@@ -21,7 +19,7 @@ pub const HEAD: usize = 64;
 /// Opens the entrypoint if it is to be run as a module; `None` if the kernel is to execute it.
 pub fn open(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Option<File>, Error> {
     match find(guest, rootfs) {
-        Ok(file) => Ok((!unmarked_program(guest, &file)).then_some(file)),
+        Ok(file) => Ok((!is_kernels(guest, &file)).then_some(file)),
         Err(error) if guest.evidence == Evidence::Marked => Err(error),
         Err(_) => Ok(None),
     }
@@ -30,28 +28,14 @@ pub fn open(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<Option<File>, Error
 /// Opens the entrypoint; refused as runc refuses a program that isn't there.
 fn find(guest: &Guest, rootfs: BorrowedFd<'_>) -> Result<File, Error> {
     let program = &guest.args[0];
-    let cause = match open::find(
-        rootfs,
-        program,
-        &guest.cwd,
-        native::search_path(&guest.env),
-        Resolver::Kernel,
-    ) {
-        Ok(Some(file)) => return Ok(file),
-        Ok(None) if !program.contains('/') => "executable file not found in $PATH".to_owned(),
-        Ok(None) => format!("stat {program}: {}", words(Errno::ENOENT)),
-        Err(errno @ (Errno::EISDIR | Errno::EACCES)) => words(errno),
-        Err(errno) => format!("stat {program}: {}", words(errno)),
-    };
-    Err(Error::Program {
-        program: program.clone(),
-        cause,
-    })
+    let search = native::search_path(&guest.env);
+    let found = open::find(rootfs, program, &guest.cwd, search, Resolver::Kernel);
+    open::refusing(program, found)
 }
 
 /// Whether the entrypoint is executed natively because nobody said that it is a module, and it is none; or it is one, and the
 /// kernel knows how to execute it. What can't be read is the kernel's matter, too.
-fn unmarked_program(guest: &Guest, file: &File) -> bool {
+pub fn is_kernels(guest: &Guest, file: &File) -> bool {
     if guest.evidence == Evidence::Marked {
         return false;
     }

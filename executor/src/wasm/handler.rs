@@ -95,9 +95,7 @@ impl WasmHandler {
         };
         let policy = guest.policy.as_deref();
         let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
-        // Code that was compiled elsewhere counts no instructions, and has its own idea of the tables.
-        let bounded = policy.is_some_and(|policy| policy.counts() || policy.limits.table_elements.is_some());
-        let trusted = policy.is_some_and(|policy| policy.trust_image_code && policy.aot != Aot::Off) && !bounded;
+        let trusted = code::trusts_image(guest);
         let mut code = Code::Own { trusted };
         let (survey, digest) = match entrypoint::inspect(&file, guest, cache.is_some()) {
             Ok(Some(inspected)) => inspected,
@@ -265,6 +263,8 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     process::close_on_exec_now();
     machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
+    // Most of what is in memory now was only needed to load.
+    proa_sys::memory::release();
     watch.start();
     // Guest code runs in a start section already.
     let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();

@@ -18,6 +18,9 @@ mod entrypoint;
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
+pub mod inspection;
+#[cfg(feature = "engine")]
+mod judge;
 #[cfg(feature = "engine")]
 mod limits;
 #[cfg(feature = "engine")]

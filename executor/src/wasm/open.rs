@@ -3,9 +3,11 @@
 //! The image's author is the attacker here: a symbolic link in it must not lead to a file of the host. openat2(2) with
 //! `RESOLVE_IN_ROOT` (Linux 5.6) gives that; before, [`Resolver::Walk`] does, one component at a time.
 
+use crate::Error;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use proa_sys::errno::words;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -37,27 +39,48 @@ pub fn find(
     search: &str,
     resolver: Resolver,
 ) -> Result<Option<File>, Errno> {
-    if program.is_empty() {
-        return Ok(None);
-    }
-    if program.contains('/') {
-        return match open(rootfs, &Path::new(cwd).join(program), resolver) {
-            Ok(file) => Ok(Some(file)),
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(errno),
-        };
-    }
-    let dirs = search
-        .split(':')
-        .filter(|dir| !dir.is_empty())
-        .map(|dir| Path::new(cwd).join(dir));
-    for dir in dirs.chain([PathBuf::from(cwd)]) {
-        // As for programs, what can't be opened in one directory is looked for in the next.
-        if let Ok(file) = open(rootfs, &dir.join(program), resolver) {
-            return Ok(Some(file));
+    for path in candidates(program, cwd, search) {
+        match open(rootfs, &path, resolver) {
+            Ok(file) => return Ok(Some(file)),
+            Err(Errno::ENOENT) => {}
+            Err(errno) if program.contains('/') => return Err(errno),
+            // As for programs, what can't be opened in one directory is looked for in the next.
+            Err(_) => {}
         }
     }
     Ok(None)
+}
+
+/// What was looked for as `program`, refused as runc refuses a program that isn't there.
+pub fn refusing(program: &str, found: Result<Option<File>, Errno>) -> Result<File, Error> {
+    let cause = match found {
+        Ok(Some(file)) => return Ok(file),
+        Ok(None) if !program.contains('/') => "executable file not found in $PATH".to_owned(),
+        Ok(None) => format!("stat {program}: {}", words(Errno::ENOENT)),
+        Err(errno @ (Errno::EISDIR | Errno::EACCES)) => words(errno),
+        Err(errno) => format!("stat {program}: {}", words(errno)),
+    };
+    Err(Error::Program {
+        program: program.to_owned(),
+        cause,
+    })
+}
+
+/// The paths in the container that `program` may mean for a process with this `cwd` and `PATH`, in the order in which they are
+/// tried.
+pub fn candidates(program: &str, cwd: &str, search: &str) -> Vec<PathBuf> {
+    let cwd = Path::new(cwd);
+    match program {
+        "" => Vec::new(),
+        path if path.contains('/') => vec![cwd.join(path)],
+        name => {
+            let dirs = search.split(':').filter(|dir| !dir.is_empty());
+            dirs.map(|dir| cwd.join(dir))
+                .chain([cwd.to_owned()])
+                .map(|dir| dir.join(name))
+                .collect()
+        }
+    }
 }
 
 /// Opens a regular file inside `rootfs`. `EISDIR` for a directory, `EACCES` for any other kind, as execve(2) says.

@@ -2,6 +2,7 @@
 
 mod aot;
 mod guest;
+mod inspection;
 mod load;
 pub mod policy;
 mod programs;
@@ -61,6 +62,7 @@ pub fn all() -> Vec<Test> {
         policy::tests(),
         programs::tests(),
         recognition::tests(),
+        inspection::tests(),
     ]
     .into_iter()
     .flatten()

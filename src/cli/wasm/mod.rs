@@ -2,6 +2,7 @@
 
 mod cache;
 mod compile;
+mod inspect;
 pub(super) mod stats;
 
 pub(super) use stats::Figures;
@@ -10,10 +11,11 @@ use super::{Arity, Call, Error, help, print};
 
 /// Runs the sub-verb that comes next on the command line.
 pub(super) fn dispatch(call: &Call<'_>) -> Result<u8, Error> {
-    use Arity::{AtLeast, Exactly};
+    use Arity::{AtLeast, Between, Exactly};
     let (verb, call) = call.next();
     match verb {
         "compile" => call.run("wasm compile", Exactly(1), None, compile::run),
+        "inspect" => call.run("wasm inspect", Between(0, 1), None, inspect::run),
         "cache" => {
             let (verb, call) = call.next();
             match verb {
