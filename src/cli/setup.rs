@@ -221,7 +221,10 @@ fn remove(tree: &Tree, manager: Manager, request: &Request) -> Result<u8, Error>
 fn restart(tree: &Tree, manager: Manager, request: &Request) -> String {
     match (tree.is_host(), &request.user) {
         (false, _) => String::new(),
-        (true, Some(_)) => format!("; then: {}", manager.restart().replace("systemctl ", "systemctl --user ")),
+        (true, Some(_)) => format!(
+            "; then: {}",
+            manager.restart().replace("systemctl ", "systemctl --user ")
+        ),
         (true, None) => format!("; then: {}", manager.restart()),
     }
 }
