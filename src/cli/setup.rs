@@ -185,7 +185,7 @@ fn add(tree: &Tree, manager: Manager, request: &Request, write: bool) -> Result<
             if let Some(copy) = managers::write(tree, request, &edit)? {
                 tell(&format!("{path} as it was is kept in {}", copy.display()));
             }
-            tell(&format!("{path} is written; then: {}", restart(manager, request)));
+            tell(&format!("{path} is written{}", restart(tree, manager, request)));
         }
     }
     match write {
@@ -213,14 +213,19 @@ fn remove(tree: &Tree, manager: Manager, request: &Request) -> Result<u8, Error>
     } else {
         "is removed"
     };
-    tell(&format!("{path} {verb}; then: {}", restart(manager, request)));
+    tell(&format!("{path} {verb}{}", restart(tree, manager, request)));
     Ok(0)
 }
 
-fn restart(manager: Manager, request: &Request) -> String {
-    match request.user {
-        Some(_) => manager.restart().replace("systemctl ", "systemctl --user "),
-        None => manager.restart().to_owned(),
+/// What has to be done for it to count; nothing in an image, whose managers do not run.
+fn restart(tree: &Tree, manager: Manager, request: &Request) -> String {
+    match (tree.is_host(), &request.user) {
+        (false, _) => String::new(),
+        (true, Some(_)) => format!(
+            "; then: {}",
+            manager.restart().replace("systemctl ", "systemctl --user ")
+        ),
+        (true, None) => format!("; then: {}", manager.restart()),
     }
 }
 

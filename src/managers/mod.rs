@@ -215,7 +215,7 @@ impl Request {
     pub fn check(&self) -> Result<(), Error> {
         check_name(&self.name)?;
         let text = self.binary.to_str();
-        if !self.binary.is_absolute() || !text.is_some_and(|text| !text.chars().any(char::is_control)) {
+        if !self.binary.is_absolute() || text.is_none_or(|text| text.chars().any(char::is_control)) {
             return Err(Error::Binary(self.binary.clone()));
         }
         Ok(())
@@ -317,17 +317,22 @@ pub fn backup(request: &Request, path: &Path) -> PathBuf {
 
 /// Keeps what was there before, then puts what is to be in its place. The path of the copy, if one was made.
 pub fn write(tree: &Tree, request: &Request, edit: &Edit) -> Result<Option<PathBuf>, Error> {
-    let kept = match &edit.before {
-        Some(before) if edit.pristine => {
-            let kept = backup(request, &edit.path);
-            let earlier = tree.read(&kept)?;
-            tree.replace(&kept, earlier.as_deref(), Some(before), Some(&edit.path))?;
-            Some(kept)
-        }
-        _ => None,
+    let put = || tree.replace(&edit.path, edit.before.as_deref(), edit.after.as_deref(), None);
+    let Some(before) = edit.before.as_deref().filter(|_| edit.pristine) else {
+        put()?;
+        return Ok(None);
     };
-    tree.replace(&edit.path, edit.before.as_deref(), edit.after.as_deref(), None)?;
-    Ok(kept)
+    let kept = backup(request, &edit.path);
+    let earlier = tree.read(&kept)?;
+    tree.replace(&kept, earlier.as_deref(), Some(before), Some(&edit.path))?;
+    match put() {
+        Ok(()) => Ok(Some(kept)),
+        Err(error) => {
+            // A copy of what is still there is of no use. The first failure is what is told.
+            tree.replace(&kept, Some(before), earlier.as_deref(), None).ok();
+            Err(error.into())
+        }
+    }
 }
 
 /// Takes our part away, and the copy if it is what is there again. The path of the copy, if it is not.
@@ -490,6 +495,20 @@ mod tests {
             let expected = expected.map(|(major, minor)| Version { major, minor });
             assert_eq!(Version::find(text), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_no_copy() {
+        let scratch = Scratch::new("unwritten");
+        let path = "/etc/docker/daemon.json";
+        scratch.write(path, "{}");
+        let tree = scratch.tree();
+        let edit = add(&tree, Manager::Docker, &request(), None).unwrap();
+        scratch.write(path, "{ }");
+        let error = super::write(&tree, &request(), &edit).unwrap_err();
+        assert!(error.to_string().contains("just been changed"), "{error}");
+        assert_eq!(scratch.files(), [path]);
+        assert_eq!(scratch.read(path).as_deref(), Some("{ }"));
     }
 
     #[test]

@@ -263,6 +263,8 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     process::close_on_exec_now();
     machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
+    // Most of what is in memory now was only needed to load.
+    proa_sys::memory::release();
     watch.start();
     // Guest code runs in a start section already.
     let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use proa_integration::ctx::Call;
+use proa_integration::ctx::{Call, eventually};
 use proa_integration::{Bundle, Ctx, tests};
 use serde_json::json;
 
@@ -16,6 +16,7 @@ tests! {
     kernels_without_unexecutable_memfds_do_as_well .once().only_proa();
     the_configuration_file_names_the_engine .once().only_proa();
     the_environment_s_engine_comes_first .once().only_proa();
+    what_only_loading_took_is_given_back .once().only_proa();
 }
 
 /// Ends with 7 after a line, or the end of the input.
@@ -206,4 +207,47 @@ fn the_environment_s_engine_comes_first(ctx: &Ctx) {
         .env("PROA_ENGINE_DIR", engine(ctx).to_str().unwrap())
         .output()
         .code(7);
+}
+
+/// Of how many KiB of the engine's library this process has pages in memory, and of how many of them they are its own.
+#[track_caller]
+fn resident(pid: u32) -> [u64; 2] {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let mut sums = [0, 0];
+    let mut engine = false;
+    for line in smaps.lines() {
+        match line.split_once(':') {
+            // The first line of a mapping has its file, or numbers of its device.
+            Some((name, value)) if !name.contains(' ') => {
+                let kib = || value.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+                match name {
+                    "Rss" if engine => sums[0] += kib(),
+                    "Anonymous" if engine => sums[1] += kib(),
+                    _ => {}
+                }
+            }
+            _ => engine = line.ends_with(LIBRARY),
+        }
+    }
+    sums
+}
+
+/// Relocating and loading touch most of the engine's constants and a third of its code.
+fn what_only_loading_took_is_given_back(ctx: &Ctx) {
+    let bundle = super::module(ctx, SLEEPS);
+    let container = ctx.create(&bundle);
+    let [all, own] = given_back(container.pid(), 256);
+    assert!(own > 0, "{all} KiB, {own} of its own");
+    container.start().says("ready");
+    let [all, own] = given_back(container.pid(), 1024);
+    assert!(own > 0 && all > own, "{all} KiB, {own} of its own");
+}
+
+/// Waits until the process has at most so many KiB of the library's file in memory.
+#[track_caller]
+fn given_back(pid: u32, most: u64) -> [u64; 2] {
+    eventually("the library's pages to be given back", || {
+        let [all, own] = resident(pid);
+        (all - own <= most).then_some([all, own])
+    })
 }

@@ -163,10 +163,9 @@ fn image_with_server(ctx: &Ctx) -> PathBuf {
 fn http_get(address: &str, path: &str) -> Result<String, std::io::Error> {
     let mut stream = TcpStream::connect((address, 8080))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: kube-probe/1.34\r\n\r\n"
-    )?;
+    // Whole: the guest takes what comes first for the request.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: kube-probe/1.34\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer.lines().next().unwrap_or_default().to_owned())

@@ -21,6 +21,8 @@ tests! {
     narrowed_files_work_in_user_namespaces .once().only_proa();
     narrowed_files_work_without_no_new_privileges .once().only_proa();
     exec_is_held_to_the_same_files .once().only_proa();
+    narrowed_files_without_landlock_are_refused .once().only_proa();
+    narrowed_files_under_a_profile_without_landlock_are_refused .once().only_proa();
 }
 
 /// `preopens`, `cat FILE`, `write FILE TEXT`, `ls DIR`: says what happened.
@@ -291,4 +293,41 @@ fn exec_is_held_to_the_same_files(ctx: &Ctx) {
         .exec_call(&[], &["/bin/sh", "-c", "read line < /etc/secret; echo $line"])
         .output();
     assert_eq!(out.ok().text(), "of the container");
+}
+
+/// Nothing but the engine would hold the guest to them.
+fn narrowed_files_without_landlock_are_refused(ctx: &Ctx) {
+    let bundle = volumes(ctx, &[("preopens", "mounts")]);
+    let dir = bundle.dir.to_str().unwrap();
+    let run = || {
+        let call = ctx.call(&["run", "--bundle", dir, &ctx.id()]);
+        call.under(&[ctx.probe.to_str().unwrap(), "mask", "landlock_create_ruleset"])
+            .output()
+    };
+    bundle.args(&["/module.wasm", "cat", "/data/file"]);
+    run().refused(&["proa.wasm/preopens can't be enforced", "Landlock"]);
+    // The root needs nothing.
+    annotate(&bundle, &[]);
+    assert_eq!(run().ok().text(), "of the volume");
+}
+
+fn narrowed_files_under_a_profile_without_landlock_are_refused(ctx: &Ctx) {
+    let bundle = volumes(ctx, &[("preopens", "mounts")]);
+    bundle.args(&["/module.wasm", "cat", "/data/file"]);
+    let without = |names: &[&str]| {
+        let rule = json!({"names": names, "action": "SCMP_ACT_ERRNO"});
+        bundle.set(
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}),
+        );
+    };
+    let words = &["proa.wasm/preopens can't be enforced", "seccomp profile"];
+    // With no_new_privs the profile holds from the start on, without it from before.
+    for no_new_privileges in [true, false] {
+        bundle.set("/process/noNewPrivileges", json!(no_new_privileges));
+        without(&["landlock_restrict_self"]);
+        ctx.run(&bundle).refused(words);
+    }
+    without(&["landlock_create_ruleset", "landlock_add_rule"]);
+    refused(ctx, &bundle, words);
 }

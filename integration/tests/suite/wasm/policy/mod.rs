@@ -1,5 +1,6 @@
 //! What a Wasm guest is held to: directories, sockets, names, plugins, numbers of descriptors.
 
+mod exhausted;
 mod files;
 mod names;
 mod network;
@@ -13,10 +14,16 @@ use serde_json::{Value, json};
 
 /// The tests of this module.
 pub fn tests() -> Vec<Test> {
-    [files::tests(), names::tests(), network::tests(), plugins::tests()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        exhausted::tests(),
+        files::tests(),
+        names::tests(),
+        network::tests(),
+        plugins::tests(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// A bundle whose entrypoint is a module compiled from this source, with these annotations `proa.wasm/NAME`.

@@ -17,6 +17,7 @@ tests! {
     the_file_and_the_annotation_both_have_to_allow_it .once().only_proa();
     a_rule_that_is_none_is_refused_by_name .once().only_proa();
     exec_is_held_to_the_same_rules .once().only_proa();
+    rules_hold_without_landlock .once().only_proa();
 }
 
 /// The words of net.c for what the policy forbids: `__WASI_ERRNO_ACCES`.
@@ -321,5 +322,24 @@ fn exec_is_held_to_the_same_rules(ctx: &Ctx) {
         "127.0.0.1",
         "81",
     ]);
+    assert_eq!(out.ok().text(), format!("connect: {NOBODY}\nconnect: {DENIED}"));
+}
+
+/// What the kernel is told comes on top of it.
+fn rules_hold_without_landlock(ctx: &Ctx) {
+    let bundle = net(ctx, &[("connect", "tcp:127.0.0.1:80")]);
+    bundle.args(&[
+        "/module.wasm",
+        "connect",
+        "127.0.0.1",
+        "80",
+        "connect",
+        "127.0.0.1",
+        "81",
+    ]);
+    let call = ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &ctx.id()]);
+    let out = call
+        .under(&[ctx.probe.to_str().unwrap(), "mask", "landlock_create_ruleset"])
+        .output();
     assert_eq!(out.ok().text(), format!("connect: {NOBODY}\nconnect: {DENIED}"));
 }
