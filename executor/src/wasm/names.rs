@@ -44,11 +44,13 @@ pub fn fix(dns: bool) -> Result<(), Error> {
         policy: "that names are resolved without code of the image",
         problem,
     };
-    for library in LIBRARIES {
-        // SAFETY: a constant name; what is loaded is a library of the host, by its trusted path, and stays for good.
-        let loaded = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_LAZY) };
-        if loaded.is_null() && !built_in() {
-            return Err(failed(format!("dlopen {}: not found", library.to_string_lossy())));
+    if !built_in() {
+        for library in LIBRARIES {
+            // SAFETY: a constant name; what is loaded is the C library's own companion on the host, and stays for good.
+            let loaded = unsafe { libc::dlopen(library.as_ptr(), libc::RTLD_LAZY) };
+            if loaded.is_null() {
+                return Err(failed(format!("dlopen {}: not found", library.to_string_lossy())));
+            }
         }
     }
     for database in DATABASES {

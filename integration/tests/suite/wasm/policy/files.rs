@@ -21,6 +21,7 @@ tests! {
     narrowed_files_work_in_user_namespaces .once().only_proa();
     narrowed_files_work_without_no_new_privileges .once().only_proa();
     exec_is_held_to_the_same_files .once().only_proa();
+    an_unprivileged_users_guest_is_held_to_its_policy .once().only_proa();
     narrowed_files_without_landlock_are_refused .once().only_proa();
     narrowed_files_under_a_profile_without_landlock_are_refused .once().only_proa();
 }
@@ -330,4 +331,25 @@ fn narrowed_files_under_a_profile_without_landlock_are_refused(ctx: &Ctx) {
     }
     without(&["landlock_create_ruleset", "landlock_add_rule"]);
     refused(ctx, &bundle, words);
+}
+
+fn an_unprivileged_users_guest_is_held_to_its_policy(ctx: &Ctx) {
+    let world = crate::rootless::world(ctx);
+    let module = proa_integration::wasm::compile(&ctx.dir, "module", FILES, &[]);
+    fs::copy(module, world.bundle.path("/module.wasm")).unwrap();
+    let data = ctx.mkdir("data");
+    fs::write(data.join("file"), "of the volume").unwrap();
+    world
+        .bundle
+        .file("/etc/secret", "of the container")
+        .bind(&data, "/data", &["bind"]);
+    annotate(
+        &world.bundle,
+        &[("preopens", "mounts"), ("connect", "tcp:127.0.0.1:80")],
+    );
+    world.bundle.args(&["/module.wasm", "cat", "/data/file"]);
+    assert_eq!(world.run().ok().text(), "of the volume");
+    world.bundle.args(&["/module.wasm", "cat", "/etc/secret"]);
+    let out = world.run();
+    assert!(out.code(1).stdout.starts_with("/etc/secret: "), "{out:?}");
 }
