@@ -102,7 +102,10 @@ impl Facts {
     fn parse(&mut self, bytes: &[u8]) -> Result<(), BinaryReaderError> {
         for payload in Parser::new(0).parse_all(bytes) {
             match payload? {
-                Payload::Version { encoding, .. } if encoding == Encoding::Component => {
+                Payload::Version {
+                    encoding: Encoding::Component,
+                    ..
+                } => {
                     // What is in it is of no use to who can't run it.
                     self.component = true;
                     return Ok(());
