@@ -115,12 +115,12 @@ impl AotSettings {
         self.max_size.unwrap_or(1 << 30)
     }
 
-    /// The longest that compiling one module may take: CPython for WASI takes some four minutes of a slow machine.
+    /// The longest that compiling one module may take: CPython for WASI takes five minutes of one processor.
     pub fn time_limit(&self) -> Duration {
         self.time_limit.unwrap_or(Duration::from_secs(15 * 60))
     }
 
-    /// The most bytes of memory that compiling one module may take: CPython for WASI takes less than half of that.
+    /// The most bytes of memory that compiling one module may take: CPython for WASI takes 2.2 GB.
     pub fn memory_limit(&self) -> u64 {
         self.memory_limit.unwrap_or(4 << 30)
     }
