@@ -81,6 +81,34 @@ pub fn engine(data: &[u8]) {
     }
 }
 
+/// Looks at `data` as a file of the cache of compiled code. Behind a first byte `S` it is sealed first, so that the fuzzer
+/// gets behind the digest.
+pub fn code(data: &[u8]) {
+    let key = Key::new([7; 32], &Target::from_text("engine x\n"));
+    let sealed;
+    let data = match data.split_first() {
+        Some((b'S', rest)) => {
+            sealed = entry::seal(rest, &key);
+            sealed.as_slice()
+        }
+        _ => data,
+    };
+    let size = data.len() as u64;
+    let facts = match entry::verify(data, size, &key) {
+        Ok(facts) => facts,
+        Err(damage) => return assert!(!damage.to_string().is_empty()),
+    };
+    assert!(data.starts_with(b"\x7fELF"), "no library");
+    // Under another name it is nothing, and with less of it neither.
+    let other = Key::new([8; 32], &Target::from_text("engine x\n"));
+    assert!(entry::verify(data, size, &other).is_err());
+    assert!(entry::verify(&data[..data.len() - 1], size - 1, &key).is_err());
+    let mut again = Vec::new();
+    let code = &data[..facts.code as usize];
+    entry::write(code, &key, &facts.target, &mut again).expect("what was read can be written");
+    assert_eq!(again, data);
+}
+
 #[cfg(test)]
 mod tests {
     fn replay(corpus: &str, target: fn(&[u8])) {
@@ -94,8 +122,9 @@ mod tests {
     }
 
     #[test]
-    fn the_corpus_is_replayed() {
+    fn the_corpora_are_replayed() {
         replay("wasm", super::wasm);
+        replay("code", super::code);
     }
 
     #[test]

@@ -39,8 +39,8 @@ impl Policy {
     }
 }
 
-/// When code compiled ahead of time is used and made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// When code compiled ahead of time is used and made; each value takes more of the host than the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Aot {
     /// Never: everything is interpreted.

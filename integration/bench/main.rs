@@ -310,12 +310,15 @@ fn body() -> Result<ExitCode> {
         };
         let bundle = make("native")?;
         bundle.args(&["/bin/probe", "true"]);
-        let wasm = match (&modules, runtime.kinds) {
+        let mut wasm = match (&modules, runtime.kinds) {
             (Some(modules), Kinds::Wasm | Kinds::Both) => Some(wasm::Bundles::new(modules, make)?),
             _ => None,
         };
         let root = dir.join(format!("{}-root", runtime.name));
         fs::create_dir(&root).map_err(|e| e.to_string())?;
+        if let (Some(bundles), Some(modules), Kinds::Both) = (&mut wasm, &modules, runtime.kinds) {
+            bundles.compile_job(runtime, &root, make("job")?, modules)?;
+        }
         benches.push(Bench {
             runtime,
             root,

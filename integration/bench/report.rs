@@ -140,5 +140,21 @@ fn wasm(samples: &Samples) -> String {
             ratio(same, peer)
         );
     }
+    let (own, command) = (of(samples, wasm::JOB, wasm::OWN), of(samples, wasm::JOB, wasm::COMMAND));
+    if command.is_some() {
+        text += "\n`wasmedge` runs the same code from a file, without a container.\n\n";
+        text += &format!(
+            "| | {} | {} | proa : wasmedge |\n|---|---|---|---|\n",
+            wasm::OWN,
+            wasm::COMMAND
+        );
+        text += &format!(
+            "| {} | {} | {} | {} |\n",
+            wasm::JOB,
+            cell(wasm::JOB, own),
+            cell(wasm::JOB, command),
+            ratio(own, command)
+        );
+    }
     text
 }

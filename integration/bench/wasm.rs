@@ -1,4 +1,5 @@
-//! The Wasm part: a hello, and what a container that waits keeps in memory; beside Debian's crun with WasmEdge.
+//! The Wasm part: a hello, and what a container that waits keeps in memory, beside Debian's crun with WasmEdge; and a job of
+//! compiled code, beside `wasmedge` (`scripts/setup-wasmedge`) that runs the same code without a container.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,12 +17,16 @@ pub const MODULES: &str = "BENCH_MODULES";
 pub const HELLO: &str = "hello, run";
 /// See [`HELLO`].
 pub const WAITING: &str = "memory of a waiting guest, PSS (KiB)";
+/// See [`HELLO`].
+pub const JOB: &str = "a job, compiled and in the cache, run";
 /// The subjects: proa with the engine that it finds, the peer, and proa with the engine of the peer.
 pub const OWN: &str = "proa";
 /// See [`OWN`].
 pub const PEER: &str = "crun+WasmEdge";
 /// See [`OWN`].
 pub const OWN_WITH_PEERS_ENGINE: &str = "proa, the same engine";
+/// See [`OWN`]; without a container.
+pub const COMMAND: &str = "wasmedge";
 
 /// How long a guest may take until it waits.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,9 +35,18 @@ const MODULE_HELLO: &str = "#include <stdio.h>\nint main(void) { puts(\"hello\")
 const MODULE_WAITING: &str = "#include <stdio.h>\n#include <unistd.h>\n\
     int main(void) { puts(\"ready\"); fflush(stdout); for (;;) sleep(1000); }\n";
 
+/// Half a second of compiled code.
+const MODULE_JOB: &str = "#include <stdio.h>\n\
+    static unsigned fib(unsigned n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); }\n\
+    int main(void) { volatile unsigned n = 40; printf(\"%u\\n\", fib(n)); return 0; }\n";
+
 /// Compiles the modules into `dir` where clang can; the Wasm lines are left out otherwise.
 pub fn compile(dir: &Path) -> Result<Option<PathBuf>> {
-    for (name, text) in [("hello", MODULE_HELLO), ("waiting", MODULE_WAITING)] {
+    for (name, text) in [
+        ("hello", MODULE_HELLO),
+        ("waiting", MODULE_WAITING),
+        ("job", MODULE_JOB),
+    ] {
         let source = dir.join(format!("{name}.c"));
         fs::write(&source, text).map_err(|e| format!("{}: {e}", source.display()))?;
         let status = Command::new("clang")
@@ -67,6 +81,14 @@ pub fn peers(own: &Path) -> Vec<Option<Runtime>> {
 pub struct Bundles {
     hello: Bundle,
     waiting: Bundle,
+    job: Option<Job>,
+}
+
+/// A job whose code is in a cache, and the same code as a file.
+struct Job {
+    bundle: Bundle,
+    cache: PathBuf,
+    code: PathBuf,
 }
 
 impl Bundles {
@@ -84,8 +106,55 @@ impl Bundles {
         Ok(Self {
             hello: with("hello")?,
             waiting: with("waiting")?,
+            job: None,
         })
     }
+
+    /// Has `runtime`, which is proa, compile the job, if there is a `wasmedge` to run it beside.
+    pub fn compile_job(&mut self, runtime: &Runtime, root: &Path, bundle: Bundle, modules: &Path) -> Result<()> {
+        if !command("wasmedge").exists() {
+            return Ok(());
+        }
+        let module = modules.join("job.wasm");
+        fs::copy(&module, bundle.path("job.wasm")).map_err(|e| format!("job.wasm: {e}"))?;
+        bundle
+            .args(&["/job.wasm"])
+            .set("/annotations", json!({"run.oci.handler": "wasm"}));
+        let (cache, code) = (root.join("aot"), root.join("job.so"));
+        let compile = |last: &[&std::ffi::OsStr]| {
+            let status = Command::new(&runtime.path)
+                .args([
+                    "--root".as_ref(),
+                    root.as_os_str(),
+                    "--engine-cache".as_ref(),
+                    cache.as_os_str(),
+                ])
+                .args(["wasm", "compile"])
+                .args(last)
+                .arg(&module)
+                .stdout(Stdio::null())
+                .status();
+            match status.as_ref().is_ok_and(|s| s.success()) {
+                true => Ok(()),
+                false => Err(format!("{} wasm compile: {status:?}", runtime.name)),
+            }
+        };
+        compile(&[])?;
+        compile(&["--output".as_ref(), code.as_os_str()])?;
+        // It takes code of its own version only.
+        match run_command(&code) {
+            Ok(_) => self.job = Some(Job { bundle, cache, code }),
+            Err(error) => eprintln!("{error}: the job is left out"),
+        }
+        Ok(())
+    }
+}
+
+/// A file of what `scripts/setup-wasmedge` unpacks.
+fn command(file: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../target/wasmedge/lib")
+        .join(file)
 }
 
 impl Bench<'_> {
@@ -103,6 +172,18 @@ impl Bench<'_> {
         let pid = self.start_waiting(&bundles.waiting, &id)?;
         note(WAITING, self.runtime, pss(pid)?);
         self.call(&["delete", "--force", &id])?;
+
+        if let Some(job) = &bundles.job {
+            let id = self.id();
+            let (dir, cache) = (job.bundle.dir.display().to_string(), job.cache.display().to_string());
+            let took = self.call(&["--engine-cache", &cache, "run", "--bundle", &dir, &id])?;
+            note(JOB, self.runtime, took.as_secs_f64() * 1000.0);
+            let took = run_command(&job.code)?;
+            samples
+                .entry((JOB, COMMAND.to_owned()))
+                .or_default()
+                .push(took.as_secs_f64() * 1000.0);
+        }
         Ok(())
     }
 
@@ -135,5 +216,25 @@ impl Bench<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(pid)
+    }
+}
+
+/// Runs the code with `wasmedge`.
+fn run_command(code: &Path) -> Result<Duration> {
+    let mut wasmedge = Command::new(command("ld.so"));
+    wasmedge
+        .arg("--library-path")
+        .arg(command(""))
+        .arg(command("wasmedge"))
+        .args(["--run-mode", "aot"])
+        .arg(code)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
+    let before = Instant::now();
+    let status = wasmedge.status();
+    let took = before.elapsed();
+    match status.as_ref().is_ok_and(|s| s.success()) {
+        true => Ok(took),
+        false => Err(format!("wasmedge {}: {status:?}", code.display())),
     }
 }

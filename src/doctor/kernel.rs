@@ -45,7 +45,6 @@ pub(super) fn checks(rootless: bool) -> Vec<Check> {
         seccomp(),
         notify(),
         overlay(),
-        landlock(),
     ]);
     if !rootless {
         checks.push(capabilities());
@@ -216,17 +215,6 @@ fn overlay() -> Check {
     let fix =
         "Linux 5.2, overlayfs and CAP_SYS_ADMIN: without it, proa is copied into memory for each container (600 µs)";
     Check::tried(AREA, "overlayfs", launch::sealed_by_overlay().map(|()| found), fix)
-}
-
-/// Which security modules are there is said by securityfs only.
-fn landlock() -> Check {
-    let path = "/sys/kernel/security/lsm";
-    let fix = "boot with lsm=…,landlock: guests that are narrowed to some directories or addresses need it";
-    match std::fs::read_to_string(path) {
-        Ok(all) if all.split(',').any(|name| name.trim() == "landlock") => Check::ok(AREA, "landlock", "enabled"),
-        Ok(all) => Check::missing(AREA, "landlock", format!("not among {}", all.trim()), fix),
-        Err(error) => Check::missing(AREA, "landlock", format!("can't be told: {path}: {error}"), fix),
-    }
 }
 
 fn capabilities() -> Check {

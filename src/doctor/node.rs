@@ -8,6 +8,7 @@ use crate::managers::{self, Request, SystemdCgroup, detect};
 use crate::wasm::Settings;
 use proa_executor::aot::Cache;
 use proa_executor::locate;
+use proa_executor::wasm::inspection::Landlock;
 use std::path::Path;
 
 /// The name under which everything is Wasm.
@@ -145,10 +146,20 @@ fn wasm(settings: &Settings) -> Vec<Check> {
     };
     let get = "apt install libwasmedge0 (Debian 13 or later), dnf install wasmedge (Fedora), or proa's scripts/setup-engine; \
                Linux containers can do without";
-    let engine = match inspect::engine(settings).map(|inspection| inspection.engine) {
-        Err(error) => vec![Check::missing(AREA, "engine", error.to_string(), get)],
-        Ok(Err(error)) => vec![Check::missing(AREA, "engine", error, get)],
-        Ok(Ok(engine)) => {
+    let inspection = match inspect::engine(settings) {
+        Ok(inspection) => inspection,
+        Err(error) => return vec![hull, Check::missing(AREA, "engine", error.to_string(), get)],
+    };
+    let landlock = inspection.landlock.map(|what| match what {
+        Landlock::Directories => "guests can be narrowed to directories".to_owned(),
+        Landlock::DirectoriesAndPorts => "guests can be narrowed to directories and ports".to_owned(),
+    });
+    let fix = "Linux 5.13 (6.7 for ports), built with it and booted with lsm=…,landlock: guests that are narrowed are refused \
+               without";
+    let landlock = Check::tried(AREA, "landlock", landlock, fix);
+    let engine = match inspection.engine {
+        Err(error) => vec![Check::missing(AREA, "engine", error, get)],
+        Ok(engine) => {
             let load = match engine.with_compiler {
                 None => Check::ok(AREA, "engine load", "without its compiler (docs/decisions/0008)"),
                 Some(reason) => Check::missing(
@@ -170,7 +181,7 @@ fn wasm(settings: &Settings) -> Vec<Check> {
             vec![Check::ok(AREA, "engine", engine.version), load, compiled]
         }
     };
-    [hull].into_iter().chain(engine).collect()
+    [hull, landlock].into_iter().chain(engine).collect()
 }
 
 fn cache(directory: &Path) -> Check {

@@ -20,7 +20,7 @@
 //!     | --- Go -----------------------------> |   resource limits and the like are set, which takes the host's rights
 //!     | <-- Listener(number) ---------------- |   only if the seccomp filter notifies
 //!     | --- Go -----------------------------> |   ... and the agent has the listener
-//!     | <-- Created ------------------------- |
+//!     | <-- Created(hull) ------------------- |   and by what its program is going to run
 //!     | --- Start --------------------------> |   `run` and `exec`; after `create` it comes over start.sock
 //!     | <-- end of file --------------------- |   the program runs
 //! ```

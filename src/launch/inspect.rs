@@ -228,7 +228,7 @@ impl Report {
         };
         self.hull = proa_executor::locate::hull_path().ok();
         let asked = ask(&image, found.as_ref().map(|(file, _)| (&*guest, file)));
-        let Inspection { engine, verdict } = match asked {
+        let Inspection { engine, verdict, .. } = match asked {
             Ok(inspection) => inspection,
             Err(error) => return self.refusals.push(error.to_string()),
         };

@@ -119,13 +119,14 @@ fn apply(policy: &mut Policy, wasm: &Wasm, name: &str, value: &str) -> Result<()
     let limits = &mut policy.limits;
     match name {
         "aot" => {
-            policy.aot = match value {
+            let asked = match value {
                 "off" => Aot::Off,
                 "use" => Aot::Use,
                 "background" => Aot::Background,
                 "before-start" => Aot::BeforeStart,
                 _ => return Err(format!("{value:?} is none of off, use, background, before-start")),
-            }
+            };
+            policy.aot = wasm.aot.policy.map_or(asked, |most| most.min(asked));
         }
         "count-instructions" => policy.count_instructions |= boolean(value)?,
         "deadline" => lower(&mut limits.deadline, units::duration(value)?),
@@ -265,17 +266,20 @@ mod tests {
         let mut settings = Settings::default();
         settings.wasm.limits.deadline = Some(Duration::from_secs(10));
         settings.wasm.limits.pages = Some(100);
+        settings.wasm.aot.policy = Some(Aot::Use);
         settings.wasm.files.preopens = Preopens::Mounts;
         settings.wasm.network.connect = Some(vec!["tcp:*:443".parse().unwrap()]);
         let given = [
             ("deadline", "60s"),
             ("pages", "50"),
+            ("aot", "before-start"),
             ("preopens", "root"),
             ("connect", "*"),
         ];
         let policy = resolve(&settings, &given).unwrap();
         assert_eq!(policy.limits.deadline, Some(Duration::from_secs(10)));
         assert_eq!(policy.limits.pages, Some(50));
+        assert_eq!(policy.aot, Aot::Use);
         assert_eq!(policy.files.preopens, Preopens::Mounts);
         assert_eq!(policy.network.connect.len(), 2);
     }

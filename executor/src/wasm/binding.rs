@@ -84,6 +84,7 @@ fn symbol(handle: Object, name: &'static CStr) -> Option<Object> {
 functions! {
     version_get = c"WasmEdge_VersionGet": fn() -> *const c_char;
     log_off = c"WasmEdge_LogOff": fn();
+    log_errors = c"WasmEdge_LogSetErrorLevel": fn();
     result_message = c"WasmEdge_ResultGetMessage": fn(RawResult) -> *const c_char;
     result_code = c"WasmEdge_ResultGetCode": fn(RawResult) -> u32;
     configure_create = c"WasmEdge_ConfigureCreate": fn() -> Object;
@@ -122,11 +123,13 @@ functions! {
     plugin_modules = c"WasmEdge_PluginListModule": fn(Object, *mut RawString, u32) -> u32;
     plugin_create_module = c"WasmEdge_PluginCreateModule": fn(Object, RawString) -> Object;
     wasi_exit_code = c"WasmEdge_ModuleInstanceWASIGetExitCode": fn(Object) -> u32;
+    [optional] log_callback = c"WasmEdge_LogSetCallback": fn(Option<log::Receive>);
     [optional] configure_run_mode = c"WasmEdge_ConfigureSetRunMode": fn(Object, c_int);
 }
 
 mod build;
 mod compiler;
+pub mod log;
 
 /// The loaded library, silenced.
 pub struct Library {
@@ -229,16 +232,17 @@ impl Gauge {
 impl Library {
     /// Loads `name`, a path or a bare name that the dynamic loader looks for.
     pub fn load(name: &CStr) -> Result<Self, LoadError> {
-        let object = SharedObject::load(name).map_err(LoadError::Load)?;
-        let handle = object.handle;
-        let functions = Functions::resolve(handle).map_err(LoadError::Symbol)?;
-        // Its functions are called until the process ends.
-        std::mem::forget(object);
-        let library = Self { handle, functions };
         // Its log goes to stdout by default, which is the guest's.
-        // SAFETY: takes nothing, returns nothing.
-        unsafe { (library.functions.log_off)() };
-        Ok(library)
+        log::with_stream(|| {
+            let object = SharedObject::load(name).map_err(LoadError::Load)?;
+            let handle = object.handle;
+            let functions = Functions::resolve(handle).map_err(LoadError::Symbol)?;
+            // Its functions are called until the process ends.
+            std::mem::forget(object);
+            let library = Self { handle, functions };
+            log::divert(&library.functions, &library.version());
+            Ok(library)
+        })
     }
 
     /// Loads a plugin, whose modules every machine that is made from then on has, and says whether there is one in that file. It is

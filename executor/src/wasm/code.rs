@@ -8,7 +8,7 @@
 use super::binding::{Failure, Library, Machine};
 use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Refusal, Survey};
-use super::relative::with_relative_paths;
+use super::relative::{forget_working_directory, with_relative_paths};
 use crate::Guest;
 use crate::aot::{Digest, Key, Options, Source, Target};
 use crate::policy::{Aot, Policy};
@@ -47,6 +47,8 @@ pub struct Loaded<'library> {
     pub survey: Survey,
     /// Which code it is.
     pub code: status::Code,
+    /// As in [`Prepared`].
+    pub moved: Option<(u64, i64)>,
 }
 
 /// Why a module is not loaded.
@@ -111,6 +113,10 @@ impl Cached {
             Ok(here) => here,
             Err(errno) => return Ok(Err(fail("open the working directory", errno))),
         };
+        if let Err(errno) = forget_working_directory() {
+            let message = format!("seccomp: {errno}");
+            return Ok(Err(Failure { message }));
+        }
         if let Err(errno) = fchdir(&self.directory) {
             return Ok(Err(fail("fchdir to the cache of compiled code", errno)));
         }
@@ -142,6 +148,7 @@ pub fn load<'library>(
                         machine,
                         survey: std::mem::take(survey),
                         code: status::Code::CacheHit,
+                        moved: None,
                     });
                 }
                 Err(failure) => {
@@ -161,10 +168,15 @@ pub fn load<'library>(
                 machine,
                 survey,
                 code: status::Code::Image,
+                moved: None,
             });
         }
     }
-    let Prepared { mut bytes, survey } = prepare(file, bounds)?;
+    let Prepared {
+        mut bytes,
+        survey,
+        moved,
+    } = prepare(file, bounds)?;
     read();
     trusted &= !survey.aot.is_empty();
     match trusted {
@@ -177,6 +189,7 @@ pub fn load<'library>(
         machine,
         survey,
         code: without,
+        moved,
     })
 }
 

@@ -108,7 +108,7 @@ impl Compiler {
             module::Kind::Program => return Err(Refusal::Unknown("a Linux program".to_owned())),
         }
         // Not as strict as for a guest that is about to run: it need not be a command.
-        let Prepared { mut bytes, survey } = limits::prepare_any(bytes, &Bounds::of_code(&self.task.options))?;
+        let Prepared { mut bytes, survey, .. } = limits::prepare_any(bytes, &Bounds::of_code(&self.task.options))?;
         // The engine keeps the module in the library, and would find code of the image's in it.
         module::hide_aot(&mut bytes, &survey.aot);
         let output = CString::new(OUTPUT).expect("no null byte");

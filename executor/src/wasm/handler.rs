@@ -1,7 +1,7 @@
 //! Runs a WebAssembly module as the container's first process, or, where the entrypoint turns out to be a Linux program,
 //! executes that.
 
-use super::binding::{Counting, End, Failure, Library};
+use super::binding::{Counting, End, Failure, Library, log};
 use super::code::{self, Code, Loaded};
 use super::compile::Compiler;
 use super::files::Files;
@@ -9,13 +9,14 @@ use super::limits::Bounds;
 use super::module::{Refusal, Survey};
 use super::process::{OwnMemory, Title};
 use super::progress::Progress;
+use super::trap::{self, Trap};
 use super::watch::Watch;
 use super::{engine, entrypoint, names, network, process};
 use crate::aot::Source;
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::policy::{Aot, Limits};
-use crate::status::{Ended, Page, Phase};
+use crate::status::{self, Ended, Page, Phase};
 use crate::{Error, Guest, Handler};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
@@ -224,6 +225,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         mut machine,
         survey,
         code,
+        moved,
     } = code::load(
         &module.library,
         (&mut module.file, &mut module.code, &mut module.survey),
@@ -259,9 +261,11 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
     watch.observe();
+    // For the names of functions, should it trap.
+    let file = module.file.try_clone().map_err(|error| refuse(Refusal::Read(error)))?;
     started();
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
-    process::close_on_exec_now();
+    let file = process::close_on_exec_now(file);
     machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
     // Most of what is in memory now was only needed to load.
     proa_sys::memory::release();
@@ -270,7 +274,12 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();
     let end = ended.unwrap_or_else(|| machine.execute("_start"));
     watch.look();
-    Ok(finish(end, progress.page, &limits, path))
+    let compiled = matches!(code, status::Code::CacheHit | status::Code::Image);
+    let trace = || match &file {
+        Some(file) => trap::trace(&log::tail(), file, moved, compiled),
+        None => Trap::default(),
+    };
+    Ok(finish(end, progress.page, &limits, path, trace))
 }
 
 /// The name of a program's file, which the kernel cuts to 15 bytes.
@@ -281,7 +290,8 @@ fn name_of(program: &CStr) -> CString {
 }
 
 /// Notes how the guest ended, says on its stderr what stopped it, and returns the exit status.
-fn finish(end: End, page: &Page, limits: &Limits, path: &str) -> i32 {
+fn finish(end: End, page: &Page, limits: &Limits, path: &str, trace: impl FnOnce() -> Trap) -> i32 {
+    let mut trap = Trap::default();
     let (how, status, kind, detail) = match end {
         End::Exit(code) => {
             // As exit(3) has it.
@@ -289,16 +299,20 @@ fn finish(end: End, page: &Page, limits: &Limits, path: &str) -> i32 {
             page.ended(Ended::Exit, status, &[]);
             return status;
         }
-        End::Trap(failure) => (Ended::Trap, TRAPPED, "trap", format!("{} in {path}", failure.message)),
+        End::Trap(failure) => {
+            trap = trace();
+            (Ended::Trap, TRAPPED, "trap", format!("{} in {path}", failure.message))
+        }
         End::OutOfFuel => {
             let fuel = limits.fuel.unwrap_or_default();
             let detail = format!("{fuel} instructions are used up in {path}");
             (Ended::Fuel, OUT_OF_FUEL, "fuel", detail)
         }
     };
-    page.ended(how, status, &[detail.as_bytes()]);
+    page.ended(how, status, &[detail.as_bytes(), trap.short().as_bytes()]);
     // Nobody is left to be told if stderr is closed; the status says it too.
-    drop(std::io::stderr().write_all(format!("proa: wasm {kind}: {detail}\n").as_bytes()));
+    let told = format!("proa: wasm {kind}: {detail}\n{}", trap.lines());
+    drop(std::io::stderr().write_all(told.as_bytes()));
     status
 }
 

@@ -8,8 +8,20 @@ use serde::{Deserialize, Serialize};
 pub struct Inspection {
     /// The engine, or why there is none.
     pub engine: Result<Engine, String>,
+    /// What of Landlock the kernel has, or why it has none: what narrows a guest to directories and addresses.
+    pub landlock: Result<Landlock, String>,
     /// What becomes of the file that was shown, or why it is refused.
     pub verdict: Option<Result<Verdict, String>>,
+}
+
+/// What the kernel can narrow a guest to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Landlock {
+    /// Directories (Linux 5.13).
+    Directories,
+    /// Directories, and ports of TCP (Linux 6.7).
+    DirectoriesAndPorts,
 }
 
 /// The engine that was loaded.
@@ -55,6 +67,25 @@ pub fn answer(shown: Option<(&crate::Guest, &std::fs::File)>) -> Inspection {
             }),
             Err(error) => Err(error.to_string()),
         },
+        landlock: landlock(),
         verdict,
     }
+}
+
+/// Asks the kernel for rule sets, which restrict nobody until they are enforced.
+#[cfg(feature = "engine")]
+fn landlock() -> Result<Landlock, String> {
+    use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr};
+    let strict = || Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    strict()
+        .handle_access(AccessFs::from_all(ABI::V1))
+        .and_then(Ruleset::create)
+        .map_err(|error| error.to_string())?;
+    let ports = strict()
+        .handle_access(AccessNet::from_all(ABI::V4))
+        .and_then(Ruleset::create);
+    Ok(match ports {
+        Ok(_) => Landlock::DirectoriesAndPorts,
+        Err(_) => Landlock::Directories,
+    })
 }

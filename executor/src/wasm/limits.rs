@@ -97,6 +97,8 @@ pub struct Prepared {
     pub bytes: Vec<u8>,
     /// What it says about itself.
     pub survey: Survey,
+    /// From which offset on everything was moved, and by how many bytes.
+    pub moved: Option<(u64, i64)>,
 }
 
 /// Puts what the engine has no option for into the module itself. Code that the module brings along is still in it.
@@ -109,13 +111,15 @@ pub fn prepare(bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal> {
 /// As [`prepare`], of a module that need not be run.
 pub fn prepare_any(mut bytes: Vec<u8>, bounds: &Bounds) -> Result<Prepared, Refusal> {
     let mut survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
+    let mut moved = None;
     if let Some(limit) = bounds.table_elements
         && let Some(bounded) = tables::bound(&bytes, &survey, limit)?
     {
+        moved = Some((bounded.from, bounded.by));
         bytes = bounded.module;
         survey = module::survey(std::io::Cursor::new(&bytes), bytes.len() as u64)?;
     }
-    Ok(Prepared { bytes, survey })
+    Ok(Prepared { bytes, survey, moved })
 }
 
 #[cfg(test)]

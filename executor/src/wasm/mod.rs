@@ -40,6 +40,8 @@ mod relative;
 #[cfg(feature = "engine")]
 pub mod stand_in;
 #[cfg(feature = "engine")]
+mod trap;
+#[cfg(feature = "engine")]
 mod watch;
 
 #[cfg(feature = "engine")]

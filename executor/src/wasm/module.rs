@@ -4,6 +4,7 @@
 //!
 //! Format: WebAssembly core specification 3.0, chapter 5 (binary format).
 
+pub mod names;
 pub mod tables;
 
 use std::collections::BTreeSet;
@@ -356,33 +357,51 @@ pub fn hide_aot(module: &mut [u8], offsets: &[u64]) {
 }
 
 fn custom<R: Read + Seek>(reader: &mut Reader<R>, end: u64, survey: &mut Survey) -> Result<(), Refusal> {
-    let length = reader.number("a custom section's name")?;
-    let at = reader.at;
-    if length == AOT_SECTION.len() as u64 && reader.name(length, end)? == AOT_SECTION {
-        survey.aot.push(at);
+    let name = custom_name(reader, end)?;
+    if name == AOT_SECTION {
+        survey.aot.push(reader.at - name.len() as u64);
     }
     Ok(())
 }
 
+/// The name of a custom section; empty if it is too long to be of interest.
+fn custom_name<R: Read + Seek>(reader: &mut Reader<R>, end: u64) -> Result<Vec<u8>, Refusal> {
+    let length = reader.number("a custom section's name")?;
+    reader.name(length, end)
+}
+
 fn imports<R: Read + Seek>(reader: &mut Reader<R>, end: u64, survey: &mut Survey) -> Result<(), Refusal> {
+    each_import(reader, end, |module, kind, least| {
+        if survey.imports.len() < IMPORTS_MAX {
+            survey.imports.insert(String::from_utf8_lossy(module).into_owned());
+        }
+        if kind == 2 {
+            survey.pages = survey.pages.max(least);
+            survey.memories += 1;
+        }
+    })
+}
+
+/// Calls `import` with the module, the kind and, for a table or a memory, the minimum of each import.
+fn each_import<R: Read + Seek>(
+    reader: &mut Reader<R>,
+    end: u64,
+    mut import: impl FnMut(&[u8], u8, u64),
+) -> Result<(), Refusal> {
     for _ in 0..reader.number("the imports")? {
         let length = reader.number("an import's module")?;
         let module = reader.name(length, end)?;
-        if survey.imports.len() < IMPORTS_MAX {
-            survey.imports.insert(String::from_utf8_lossy(&module).into_owned());
-        }
         let length = reader.number("an import's name")?;
         reader.name(length, end)?;
-        match reader.byte("an import's kind")? {
+        let kind = reader.byte("an import's kind")?;
+        let mut least = 0;
+        match kind {
             0 => drop(reader.number("a type")?),
             1 => {
                 reference(reader)?;
-                limits(reader)?;
+                least = limits(reader)?;
             }
-            2 => {
-                survey.pages = survey.pages.max(limits(reader)?);
-                survey.memories += 1;
-            }
+            2 => least = limits(reader)?,
             3 => {
                 value(reader)?;
                 reader.byte("mutability")?;
@@ -393,6 +412,7 @@ fn imports<R: Read + Seek>(reader: &mut Reader<R>, end: u64, survey: &mut Survey
             }
             _ => return Err(reader.malformed("an import's kind")),
         }
+        import(&module, kind, least);
         reader.within(end)?;
     }
     Ok(())

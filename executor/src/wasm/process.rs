@@ -5,6 +5,7 @@ use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{SysconfVar, sysconf};
 use std::ffi::{CStr, CString};
 use std::fs::File;
+use std::os::fd::{FromRawFd, IntoRawFd};
 use std::os::unix::fs::FileExt;
 
 /// Tells how much memory this process has of its own. To be made while the host's procfs is in sight: a container may have
@@ -77,19 +78,29 @@ pub fn exit_now(status: i32) -> ! {
 
 /// Closes what close-on-exec would close: init holds directories of the host and sockets to its parent, and a process of the
 /// container that may trace this one could go through them (as in CVE-2024-21626). Descriptors that the caller preserved
-/// for the guest follow stdio without a gap and without the close-on-exec flag; all from the first that has it, go.
-pub fn close_on_exec_now() {
+/// for the guest follow stdio without a gap and without the close-on-exec flag; all from the first that has it, go. Only
+/// `keep`, which is the container's own, is kept, under that first one's number; `None` if it can't be.
+pub fn close_on_exec_now(keep: File) -> Option<File> {
     let mut first = 3;
     // SAFETY: fcntl(F_GETFD) only reads a flag, of any number.
     while unsafe { libc::fcntl(first, libc::F_GETFD) } == 0 {
         first += 1;
     }
+    let number = match keep.into_raw_fd() {
+        same if same == first => same,
+        // SAFETY: as below for the one that may be open under that number.
+        other => unsafe { libc::dup3(other, first, libc::O_CLOEXEC) },
+    };
+    // SAFETY: the number is taken from its owner, or new.
+    let kept = (number == first).then(|| unsafe { File::from_raw_fd(number) });
+    first += i32::from(kept.is_some());
     // SAFETY: whoever owns one of these never uses or drops it again: from here the process runs the guest and ends with
     // _exit(2), and the engine opens its own only later.
     let closed = unsafe { libc::syscall(libc::SYS_close_range, first as libc::c_uint, libc::c_uint::MAX, 0) };
     if closed != 0 {
         close_each(first);
     }
+    kept
 }
 
 /// The way of kernels before 5.9, or under a filter that doesn't know close_range(2): every number that can be open.

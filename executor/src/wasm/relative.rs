@@ -5,9 +5,14 @@
 //! this executable's own getcwd(3), which comes before the C library's for every library it loads, names the directory `.`,
 //! and the path stays relative. (build.rs has the linker export it; where that did not work, code is not loaded, and
 //! interpreted.)
+//!
+//! The dynamic loader has a getcwd of its own, for `$ORIGIN`, and can do without. But for a directory that is out of sight the
+//! kernel's answer makes it go up from there by the host's directories, with a lock that it forgets to initialise (glibc 2.43):
+//! it may wait for ever. So the system call is made to fail, for good: nothing in this process asks for it any more.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
+use nix::libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO};
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
@@ -18,6 +23,27 @@ thread_local! {
 
 /// The longest name of a directory, with the zero byte (`PATH_MAX`).
 const LONGEST: usize = libc::PATH_MAX as usize;
+
+/// From now on getcwd(2) fails with ENOENT in this process, which gives up the right to gain rights for it: a guest executes
+/// nothing. Fails where the container's own seccomp filter doesn't permit another one.
+pub fn forget_working_directory() -> Result<(), Errno> {
+    let instruction = |code: u32, equal: u8, other: u8, value: u32| {
+        let mut bytes = [0; 8];
+        bytes[..2].copy_from_slice(&(code as u16).to_ne_bytes());
+        (bytes[2], bytes[3]) = (equal, other);
+        bytes[4..].copy_from_slice(&value.to_ne_bytes());
+        bytes
+    };
+    // The number is the first word of what a filter sees (seccomp(2), struct seccomp_data).
+    let filter = [
+        instruction(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0),
+        instruction(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, libc::SYS_getcwd as u32),
+        instruction(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ERRNO | libc::ENOENT as u32),
+        instruction(BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW),
+    ];
+    nix::sys::prctl::set_no_new_privs()?;
+    proa_sys::security::seccomp_install(0, filter.as_flattened()).map(drop)
+}
 
 /// Calls `load`, during which this thread's working directory is called `.`.
 pub fn with_relative_paths<T>(load: impl FnOnce() -> T) -> T {
@@ -90,6 +116,20 @@ mod tests {
         }
         let end = buffer.iter().position(|byte| *byte == 0).unwrap();
         Ok(String::from_utf8_lossy(&buffer[..end]).into_owned())
+    }
+
+    #[test]
+    fn the_kernel_does_not_say_it_any_more() {
+        // In a thread of its own: a filter is for good.
+        std::thread::spawn(|| {
+            forget_working_directory().unwrap();
+            assert_eq!(name(LONGEST), Err(Errno::ENOENT));
+            assert!(std::fs::read_dir(".").is_ok());
+            with_relative_paths(|| assert_eq!(name(2), Ok(".".to_owned())));
+        })
+        .join()
+        .unwrap();
+        assert!(name(LONGEST).is_ok());
     }
 
     #[test]

@@ -189,7 +189,12 @@ fn a_trap_is_134_and_named(ctx: &Ctx) {
     let out = ctx.run(&bundle);
     out.code(134);
     assert!(out.stderr.contains("unreachable"), "{out:?}");
-    assert_eq!(out.stderr.trim().lines().count(), 1, "{out:?}");
+    let mut lines = out.stderr.lines();
+    assert!(
+        lines.next().is_some_and(|line| line.starts_with("proa: wasm trap: ")),
+        "{out:?}"
+    );
+    assert!(lines.all(|line| line.starts_with("proa:   at ")), "{out:?}");
 }
 
 fn ends_by(ctx: &Ctx, signal: &str, code: i32) {

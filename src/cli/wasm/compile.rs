@@ -50,14 +50,15 @@ pub(super) fn run(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
 fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
     let settings = globals.settings()?;
     let path = absolute(&args.module)?;
-    let module = Module::copy(&File::open(&path).map_err(Error::path("open", &path))?)?;
+    let limits = Limits::of(&settings);
+    let module = Module::copy(&File::open(&path).map_err(Error::path("open", &path))?, limits)?;
     let job = Job {
         site: Site {
             store: globals.store.clone(),
             driver: globals.driver,
             rootless: globals.rootless,
         },
-        limits: Limits::of(&settings),
+        limits,
         options: Options {
             cost: args.fuel || settings.wasm.limits.fuel.is_some(),
             count: args.count_instructions || settings.wasm.count_instructions,
@@ -76,11 +77,14 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
     let cache = Cache::make(&launch::code_directory(&settings)).map_err(launch::Error::from)?;
     let held: RefCell<Option<(Key, Lock)>> = RefCell::new(None);
     let pass = |key: &Key| -> Result<(), launch::Error> {
-        let lock = cache.lock(key, true)?;
+        let Some(lock) = cache.lock(key, true)? else {
+            return Ok(());
+        };
         if !args.force && matches!(cache.find(key), Found::Code(_)) {
+            cache.unlock(key, lock)?;
             return Err(Failure::Known(*key).into());
         }
-        held.replace(lock.map(|lock| (*key, lock)));
+        held.replace(Some((*key, lock)));
         Ok(())
     };
     let compiled = job.run(&module, &pass, &mut |spent| progress.show(spent));

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use proa_executor::Hull;
@@ -36,6 +36,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The most of a compiler's words that are repeated.
 const WORDS_MAX: u64 = 512;
+
+/// Bytes of memory that a compiler takes for each of the module, at least: fifty is what was seen.
+const MEMORY_PER_BYTE: u64 = 8;
 
 /// What a compiler may take.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -73,6 +76,14 @@ pub enum Failure {
     /// It took too long.
     #[error("the compiler has not finished in {0:?}")]
     TimeOut(Duration),
+    /// It can't be compiled under the limits.
+    #[error("{size} bytes: a compiler with so much memory as it may take compiles at most {most}")]
+    TooLarge {
+        /// Bytes of the module.
+        size: u64,
+        /// The most.
+        most: u64,
+    },
     /// This process is to end.
     #[error("interrupted by {}", signal_name(*.0))]
     Interrupted(i32),
@@ -134,13 +145,21 @@ pub struct Module {
 }
 
 impl Module {
-    /// Copies `file`.
-    pub fn copy(file: &File) -> Result<Self, Error> {
+    /// Copies `file`, unless no compiler of these limits could take it.
+    pub fn copy(file: &File, limits: Limits) -> Result<Self, Error> {
         let call = |call: &'static str| move |source: std::io::Error| failed(call, source);
+        let (size, most) = (
+            file.metadata().map_err(call("fstat(module)"))?.len(),
+            limits.memory / MEMORY_PER_BYTE,
+        );
+        if size > most {
+            return Err(Failure::TooLarge { size, most }.into());
+        }
         let memory = memory(c"proa-module")?;
         let mut from = file;
         from.rewind().map_err(call("lseek(module)"))?;
-        let mut hashing = Hashing::new(from);
+        // One that grows meanwhile is another one.
+        let mut hashing = Hashing::new(from.take(most));
         let mut to = File::from(memory);
         std::io::copy(&mut hashing, &mut to).map_err(call("copy of the module"))?;
         let (digest, _) = hashing.finish().map_err(call("read(module)"))?;
@@ -190,7 +209,7 @@ impl Desk for Gate<'_> {
 impl Job {
     /// Compiles into `cache`, whose lock of the key the caller has; a failure of the module's own is remembered there.
     pub fn fill(&self, cache: &Cache, max_size: u64, module: &File) -> Result<(), Error> {
-        let module = Module::copy(module)?;
+        let module = Module::copy(module, self.limits)?;
         let key = match self.key {
             Some(key) if *key.module() != module.digest => return Err(Failure::Changed.into()),
             other => other,
@@ -214,7 +233,8 @@ impl Job {
         }
     }
 
-    /// Compiles. `pass` may object once the key is known; `progress` hears every second how long it has taken.
+    /// Compiles, as [`Job::attempt`] does, with signals that end a process kept until then: they end the compiler, and nothing
+    /// is left. `pass` may object once the key is known; `progress` hears every second how long it has taken.
     pub fn run(
         &self,
         module: &Module,
@@ -225,15 +245,21 @@ impl Job {
         sweep(&store);
         let host = Host::probe(self.site.rootless, self.site.driver == crate::cgroup::Driver::Systemd);
         let mut shape = sandbox::Shape::new(&host);
-        loop {
+        let mask = |how, set: &SigSet| sigprocmask(how, Some(set), None).map_err(Error::call("sigprocmask"));
+        let before = SigSet::thread_get_mask().map_err(Error::call("sigprocmask"))?;
+        mask(SigmaskHow::SIG_BLOCK, &ending())?;
+        let done = loop {
             match self.attempt(&store, &host, shape, module, pass, progress) {
-                Err(error) => {
-                    // What this host hasn't got is done without; what is left is confinement enough, or an error.
-                    shape = shape.without(&error).ok_or(error)?;
-                }
-                done => return done,
+                Ok(compiled) => break Ok(compiled),
+                // What this host hasn't got is done without; what is left is confinement enough, or an error.
+                Err(error) => match shape.without(&error) {
+                    Some(less) => shape = less,
+                    None => break Err(error),
+                },
             }
-        }
+        };
+        mask(SigmaskHow::SIG_SETMASK, &before)?;
+        done
     }
 
     fn attempt(
@@ -336,10 +362,7 @@ impl Job {
             // Before Linux 5.3: the limit of processor time ends it.
             return ended();
         };
-        // Blocked in a process that passes signals on to its container, which isn't there yet.
-        let ending = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
-        let ending: SigSet = ending.into_iter().collect();
-        let signals = SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        let signals = SignalFd::with_flags(&ending(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(Error::call("signalfd"))?;
         loop {
             let spent = began.elapsed();
@@ -372,6 +395,13 @@ impl Job {
 fn unique_id() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{}-compiler-{:x}", std::process::id(), since.as_nanos())
+}
+
+/// The signals that end the wait.
+fn ending() -> SigSet {
+    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT]
+        .into_iter()
+        .collect()
 }
 
 /// Removes what killed processes have left of their compilers.

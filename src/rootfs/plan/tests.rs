@@ -216,3 +216,31 @@ fn sysctls_of_the_hosts_network() {
     );
     assert!(run(json!("")).is_ok());
 }
+
+#[test]
+fn what_a_path_shows_is_told_before_it_is_mounted() {
+    let plan = of(json!([
+        {"destination": "/v", "type": "bind", "source": "/vol"},
+        {"destination": "/v/deep", "type": "tmpfs"},
+        {"destination": "/f", "type": "bind", "source": "/file"},
+        {"destination": "/o/in", "type": "bind", "source": "/covered"},
+        {"destination": "/o", "type": "bind", "source": "/over"},
+    ]))
+    .unwrap();
+    for (path, origin) in [
+        ("/app", Some(("/b/rootfs", "/app"))),
+        ("/v/x/../y", Some(("/vol", "y"))),
+        ("/vx", Some(("/b/rootfs", "/vx"))),
+        ("/v/deep/x", None),
+        ("/f", Some(("/file", ""))),
+        ("/o/in/x", Some(("/over", "in/x"))),
+    ] {
+        let found = plan.origin(Path::new(path));
+        let expected = origin.map(|(origin, below)| (Path::new(origin), PathBuf::from(below)));
+        assert_eq!(found, expected, "{path}");
+    }
+    assert!(plan.has_content_mounts());
+    let kernel =
+        of(json!([{"destination": "/proc", "type": "proc"}, {"destination": "/dev", "type": "tmpfs"}])).unwrap();
+    assert!(!kernel.has_content_mounts());
+}

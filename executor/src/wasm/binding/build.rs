@@ -8,6 +8,13 @@ use std::ffi::c_void;
 const BUILD_ID: u32 = 3;
 const OWNER: &[u8] = b"GNU\0";
 
+/// As the machine's own objects have it.
+#[cfg(target_pointer_width = "64")]
+type ProgramHeader = libc::Elf64_Phdr;
+/// As the machine's own objects have it.
+#[cfg(target_pointer_width = "32")]
+type ProgramHeader = libc::Elf32_Phdr;
+
 struct Search {
     /// An address in the library.
     within: usize,
@@ -33,9 +40,9 @@ unsafe extern "C" fn look(info: *mut dl_phdr_info, _size: size_t, data: *mut c_v
     let (info, search) = unsafe { (&*info, &mut *data.cast::<Search>()) };
     // SAFETY: the object has this many program headers there.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
-    let start = |at: u64| (info.dlpi_addr as usize).wrapping_add(at as usize);
+    let start = |header: &ProgramHeader| (info.dlpi_addr as usize).wrapping_add(header.p_vaddr as usize);
     let holds = headers.iter().any(|header| {
-        let from = start(header.p_vaddr as u64);
+        let from = start(header);
         header.p_type == libc::PT_LOAD && (from..from + header.p_memsz as usize).contains(&search.within)
     });
     if !holds {
@@ -43,8 +50,7 @@ unsafe extern "C" fn look(info: *mut dl_phdr_info, _size: size_t, data: *mut c_v
     }
     for header in headers.iter().filter(|header| header.p_type == libc::PT_NOTE) {
         // SAFETY: notes that a program header names are mapped (they are in a PT_LOAD segment) and never written to.
-        let notes =
-            unsafe { std::slice::from_raw_parts(start(header.p_vaddr as u64) as *const u8, header.p_filesz as usize) };
+        let notes = unsafe { std::slice::from_raw_parts(start(header) as *const u8, header.p_filesz as usize) };
         search.found = search.found.take().or_else(|| build_id(notes));
     }
     1
