@@ -6,6 +6,7 @@
 //! `/proc` is its own), so the directory is open since before, and entered for the moment of loading.
 
 use super::binding::{Failure, Library, Machine};
+use super::entrypoint::HEAD;
 use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Refusal, Survey};
 use super::relative::{forget_working_directory, with_relative_paths};
@@ -19,9 +20,6 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-
-/// As many bytes of a file as tell its kind.
-const HEAD: usize = 64;
 
 /// Where a module's code is.
 pub enum Code {

@@ -4,6 +4,7 @@ mod aot;
 mod guest;
 mod inspection;
 mod load;
+mod mutated;
 pub mod policy;
 mod programs;
 mod recognition;
@@ -59,6 +60,7 @@ pub fn all() -> Vec<Test> {
         aot::tests(),
         guest::tests(),
         load::tests(),
+        mutated::tests(),
         policy::tests(),
         programs::tests(),
         recognition::tests(),
