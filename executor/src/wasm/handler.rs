@@ -260,6 +260,8 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     }
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
+    // Most of what is in memory now was only needed to load. With a second thread, other processors would be interrupted for it.
+    proa_sys::memory::release();
     watch.observe();
     // For the names of functions, should it trap.
     let file = module.file.try_clone().map_err(|error| refuse(Refusal::Read(error)))?;
@@ -267,8 +269,6 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     let file = process::close_on_exec_now(file);
     machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
-    // Most of what is in memory now was only needed to load.
-    proa_sys::memory::release();
     watch.start();
     // Guest code runs in a start section already.
     let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();
