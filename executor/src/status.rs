@@ -20,6 +20,7 @@
 use proa_sys::shared::{Shared, WORD};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Bytes of the file.
 pub const SIZE: usize = 4096;
@@ -223,12 +224,17 @@ impl Page {
         }
     }
 
-    /// Waits until somebody asks for present values, who then waits for [`Page::answer`]. Returns the request.
-    pub fn wait_request(&self, last: u64) -> Result<u64, proa_sys::Errno> {
+    /// Waits until somebody asks for present values, who then waits for [`Page::answer`]. Returns the request, or `None` if
+    /// nobody did for as long as `timeout`.
+    pub fn wait_request(&self, last: u64, timeout: Option<Duration>) -> Result<Option<u64>, proa_sys::Errno> {
         loop {
             match self.word(REQUEST).load(Ordering::Acquire) {
-                same if same == last => drop(self.0.wait(REQUEST, last, None)?),
-                request => return Ok(request),
+                same if same == last => {
+                    if !self.0.wait(REQUEST, last, timeout)? {
+                        return Ok(None);
+                    }
+                }
+                request => return Ok(Some(request)),
             }
         }
     }
@@ -329,7 +335,7 @@ impl Bell {
 
     /// Wakes the process that waits for a request, and waits until it has answered something else than `before`; false
     /// if it does not in time.
-    pub fn ring(&self, before: u64, patience: std::time::Duration) -> Result<bool, proa_sys::Errno> {
+    pub fn ring(&self, before: u64, patience: Duration) -> Result<bool, proa_sys::Errno> {
         self.0.wake(REQUEST)?;
         self.0.wait(ANSWER, before, Some(patience))
     }
@@ -409,7 +415,7 @@ mod tests {
         let page = Page::map(None).unwrap();
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                let request = page.wait_request(0).unwrap();
+                let request = page.wait_request(0, None).unwrap().unwrap();
                 page.pages(5);
                 page.answer(request).unwrap();
             });

@@ -260,8 +260,6 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     }
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
-    // Most of what is in memory now was only needed to load. With a second thread, other processors would be interrupted for it.
-    proa_sys::memory::release();
     watch.observe();
     // For the names of functions, should it trap.
     let file = module.file.try_clone().map_err(|error| refuse(Refusal::Read(error)))?;

@@ -52,6 +52,9 @@ const ASKING: [Signal; 2] = [Signal::SIGTERM, Signal::SIGINT];
 const DEADLINE: usize = 1;
 const GRACE: usize = 2;
 
+/// When a guest has run for so long, what only loading needed is given back: most of what is in memory at first. One that ends
+/// sooner would pay for bringing back what its end needs.
+const SETTLED: Duration = Duration::from_millis(20);
 /// As much as the observer needs and the C library allows.
 const OBSERVER_STACK: usize = 64 * 1024;
 
@@ -117,6 +120,7 @@ impl Watch {
             });
         if let Err(errno) = made {
             tracing::debug!("no observer of the guest: {errno}");
+            proa_sys::memory::release();
         }
     }
 
@@ -305,9 +309,14 @@ extern "C" fn observe(watch: *mut c_void) -> *mut c_void {
             return null_mut();
         }
     }
-    let mut last = 0;
+    let (mut last, mut timeout) = (0, Some(SETTLED));
     // An error: the page can't be waited on (a seccomp filter). Then nobody answers.
-    while let Ok(request) = watch.page.wait_request(last) {
+    while let Ok(request) = watch.page.wait_request(last, timeout) {
+        let Some(request) = request else {
+            proa_sys::memory::release();
+            timeout = None;
+            continue;
+        };
         watch.look();
         if watch.page.answer(request).is_err() {
             break;
