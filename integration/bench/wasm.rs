@@ -17,6 +17,8 @@ pub const MODULES: &str = "BENCH_MODULES";
 pub const HELLO: &str = "hello, run";
 /// See [`HELLO`].
 pub const WAITING: &str = "memory of a waiting guest, PSS (KiB)";
+/// How long a guest waits before its memory is measured.
+const REST: Duration = Duration::from_millis(100);
 /// See [`HELLO`].
 pub const JOB: &str = "a job, compiled and in the cache, run";
 /// The subjects: proa with the engine that it finds, the peer, and proa with the engine of the peer.
@@ -170,6 +172,8 @@ impl Bench<'_> {
 
         let id = self.id();
         let pid = self.start_waiting(&bundles.waiting, &id)?;
+        // What a guest keeps that has waited for a while: each runtime has the same time to come to rest.
+        std::thread::sleep(REST);
         note(WAITING, self.runtime, pss(pid)?);
         self.call(&["delete", "--force", &id])?;
 
