@@ -50,7 +50,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ("state", "output the state of a container"),
     ("update", "update container resource constraints"),
     ("features", "show the enabled features"),
-    ("wasm", "what concerns WebAssembly only: compile, cache, stats"),
+    ("wasm", "what concerns WebAssembly only: compile, inspect, cache, stats"),
     ("help, h", "Shows a list of commands or help for one command"),
 ];
 

@@ -60,6 +60,7 @@ pub fn function_at<R: Read + Seek>(source: R, size: u64, offset: u64) -> Option<
         }
         _ => Ok(()),
     };
+    // As above.
     sections(source, size, read).ok();
     found
 }
