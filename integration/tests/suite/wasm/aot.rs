@@ -169,10 +169,20 @@ fn status(pid: i32, name: &str) -> String {
     found.unwrap_or_default().trim().to_owned()
 }
 
-/// A compiler that is stopped at its work.
+/// What a process has open, by the names in `/proc/PID/fd`.
+fn files(pid: i32) -> Vec<String> {
+    let all = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    all.map(|fd| fs::read_link(fd.path()).unwrap_or_default().display().to_string())
+        .collect()
+}
+
+/// A compiler that is stopped at its work: it has nothing to say to its parent any more.
 #[track_caller]
 fn caught() -> Pid {
-    let pid = Pid::from_raw(eventually("a compiler", || compilers().first().copied()));
+    let at_work = |pid: &i32| files(*pid).iter().all(|file| !file.starts_with("socket:"));
+    let pid = Pid::from_raw(eventually("a compiler at its work", || {
+        compilers().into_iter().find(at_work)
+    }));
     kill(pid, Signal::SIGSTOP).unwrap();
     pid
 }
@@ -456,8 +466,7 @@ fn a_compiler_is_confined(ctx: &Ctx) {
         .collect();
     assert_eq!(devices, ["lo"]);
     // Its streams are nobody's, and it has the module, the code, the pipe.
-    for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
-        let target = fs::read_link(fd.path()).unwrap_or_default().display().to_string();
+    for target in files(pid.as_raw()) {
         let known = ["/dev/null", "/null", "/memfd:proa-", "pipe:", "/code"];
         assert!(known.iter().any(|known| target.starts_with(known)), "{target}");
     }
