@@ -164,6 +164,7 @@ const UNSAFE_ANNOTATIONS: &[&str] = &[
     "module.wasm.image/",
     "org.criu.config",
     "org.systemd.property.",
+    "proa.wasm/",
     "run.oci.handler",
 ];
 

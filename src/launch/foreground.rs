@@ -35,7 +35,12 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
         return Ok(0);
     };
     let status = supervise(pid, signals, master, listener)?;
-    if !run.keep && delete(store, &record)? {
+    if run.keep {
+        // Nothing is to be said of one that somebody has deleted meanwhile.
+        if let Ok(container) = store.open(&record.id) {
+            super::log_ending(&container);
+        }
+    } else if delete(store, &record)? {
         start::poststop(&config, &record);
     }
     Ok(status)

@@ -8,11 +8,11 @@ mod cgroup;
 mod devices;
 mod executable;
 mod filesystem;
-mod guest;
-mod guest_policy;
 mod process;
 mod procfs;
 mod state;
+mod wasm_guest;
+mod wasm_policy;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,8 @@ pub fn tests() -> Vec<Test> {
         process::tests(),
         cgroup::tests(),
         state::tests(),
-        guest::tests(),
-        guest_policy::tests(),
+        wasm_guest::tests(),
+        wasm_policy::tests(),
     ]
     .into_iter()
     .flatten()
@@ -44,7 +44,7 @@ macro_rules! withstood {
         assert!($held, "the attack succeeded: {}", format_args!($($what)+))
     };
 }
-use withstood;
+pub(crate) use withstood;
 
 /// What an attacker says it got: the line that begins in capitals.
 fn gained(said: &str) -> Option<&str> {

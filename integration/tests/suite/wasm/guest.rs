@@ -349,6 +349,15 @@ fn how_a_guest_ended_is_in_state_and_in_the_log(ctx: &Ctx) {
         fs::remove_file(&log).ok();
         container.forget();
     }
+    // Who keeps what it ran is told in its log, too.
+    let bundle = guest(ctx, json!({"deadline": "100ms"}), &["loop"]);
+    let container = ctx.container(&bundle);
+    let out = ctx
+        .call(&["run", "--keep", "--bundle", bundle.dir.to_str().unwrap(), &container.id])
+        .output();
+    out.code(142);
+    assert!(out.log.contains("the Wasm guest was stopped: deadline"), "{out:?}");
+    container.delete();
 }
 
 fn a_linux_program_in_a_wasm_container_has_no_ending(ctx: &Ctx) {

@@ -8,6 +8,7 @@ use std::process::Command;
 use proa_integration::{Bundle, Ctx, tests};
 
 use super::{annotate, configuration, module, refused, run_under};
+use crate::attacks::withstood;
 
 tests! {
     a_plugin_that_is_asked_for_serves_the_guest .once().only_proa();
@@ -145,7 +146,9 @@ fn a_plugin_that_others_could_change_is_refused_by_name(ctx: &Ctx) {
     let path = plugin.to_str().unwrap();
     let mode = |path: &Path, bits| fs::set_permissions(path, fs::Permissions::from_mode(bits)).unwrap();
     mode(&plugin, 0o666);
-    run_under(ctx, &file, &bundle).refused(&[&format!("plugin {path}: "), "can be written to by others"]);
+    let out = run_under(ctx, &file, &bundle);
+    withstood!(out.text() != "42", "a plugin that others could have written is loaded");
+    out.refused(&[&format!("plugin {path}: "), "can be written to by others"]);
     mode(&plugin, 0o644);
     mode(plugin.parent().unwrap(), 0o777);
     run_under(ctx, &file, &bundle).refused(&[&format!("plugin {path}: "), "can be written to by others"]);
