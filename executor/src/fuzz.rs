@@ -8,6 +8,19 @@ use crate::{Hull, wasm::Refusal};
 use std::collections::HashMap;
 use std::io::Cursor;
 
+/// Numbers that look random and are the same each time, for tests that mutate what they read.
+#[cfg(test)]
+pub fn numbers(seed: u64) -> impl FnMut() -> usize {
+    let mut state = seed;
+    move || {
+        // The generator of Knuth's MMIX.
+        state = state
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (state >> 33) as usize
+    }
+}
+
 /// Looks at `data` as a module, and at its words as annotations.
 pub fn wasm(data: &[u8]) {
     recognise(data);

@@ -36,6 +36,11 @@ pub fn patience() -> u32 {
     text.parse().unwrap_or(1).max(1)
 }
 
+/// Whether everything is to be tried, and not only what continuous integration has the time for.
+pub fn everything() -> bool {
+    std::env::var(vars::STEPS).is_ok_and(|which| which == "all")
+}
+
 /// The environment variables by which the levels hand on what they agreed on.
 pub mod vars {
     /// The runtime binary under test; the built `proa` when unset.
@@ -51,7 +56,7 @@ pub mod vars {
     pub const SYSTEMD: &str = "PROA_TEST_SYSTEMD";
     /// How many times longer than usual tests and what they wait for may take: for slow machines. 1 when unset.
     pub const PATIENCE: &str = "PROA_TEST_PATIENCE";
-    /// `all` for each step of every call of the runtime, where else a part of them is tried.
+    /// `all` for each step of every call of the runtime, where else a part of them is tried, and for the largest programs.
     pub const STEPS: &str = "PROA_TEST_STEPS";
     /// Internal: which level this process is (`stage`, `init`, `body`; with systemd `boot` and `unit` for `init`).
     pub const LEVEL: &str = "PROA_TEST_LEVEL";

@@ -11,7 +11,7 @@
 //! So version 2 is edited in the file that counts, and from version 3 on a directory that is imported takes a drop-in. containerd
 //! 1 takes a `runtimes` table in the place of its own, with which `runc` goes unless it is named; containerd 2 keeps it.
 
-use super::document::{Document, array, quoted, without_table};
+use super::document::{self, Document, array, quoted, without_table};
 use super::tree::Tree;
 use super::{ANNOTATIONS, Edit, Error, Request, SystemdCgroup, Version, block};
 use std::collections::VecDeque;
@@ -123,22 +123,7 @@ pub fn add(tree: &Tree, request: &Request, containerd: Option<Version>) -> Resul
         body.push_str(&format!("version = {version}\n\n"));
     }
     body.push_str(&tables(&files, plugin, request, &mut notes));
-    let (before, after, pristine) = match target {
-        Some(file) => (
-            Some(file.text.clone()),
-            file.with(&request.name, &body)?,
-            file.block.is_none(),
-        ),
-        None => (None, block::put("", None, &block::wrap(&request.name, &body)), false),
-    };
-    Ok(Edit {
-        path,
-        before,
-        after: Some(after),
-        part: body,
-        pristine,
-        notes,
-    })
+    document::put_in(target, request, path, body, notes)
 }
 
 /// Refuses where the plugin is switched off, as Docker's package has it.

@@ -96,13 +96,26 @@ pub fn without_table(path: &Path, text: &str, keys: &[&str]) -> Result<String, E
 
 /// The edit that puts `body` into our block of a TOML file of ours.
 pub fn put(tree: &Tree, request: &Request, path: PathBuf, body: String, notes: Vec<String>) -> Result<Edit, Error> {
-    let (before, after, pristine) = match tree.read(&path)? {
+    let parse = |text| Document::parse(&path, text, &request.name);
+    let file = tree.read(&path)?.map(parse).transpose()?;
+    put_in(file.as_ref(), request, path, body, notes)
+}
+
+/// The same for a file that was read, or that there is none of.
+pub fn put_in(
+    file: Option<&Document>,
+    request: &Request,
+    path: PathBuf,
+    body: String,
+    notes: Vec<String>,
+) -> Result<Edit, Error> {
+    let (before, after, pristine) = match file {
         None => (None, block::put("", None, &block::wrap(&request.name, &body)), false),
-        Some(text) => {
-            let file = Document::parse(&path, text, &request.name)?;
-            let after = file.with(&request.name, &body)?;
-            (Some(file.text), after, file.block.is_none())
-        }
+        Some(file) => (
+            Some(file.text.clone()),
+            file.with(&request.name, &body)?,
+            file.block.is_none(),
+        ),
     };
     Ok(Edit {
         path,

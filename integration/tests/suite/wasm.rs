@@ -1,6 +1,7 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
 mod aot;
+mod compiler;
 mod guest;
 mod inspection;
 mod load;
@@ -58,6 +59,7 @@ pub fn all() -> Vec<Test> {
     [
         tests(),
         aot::tests(),
+        compiler::tests(),
         guest::tests(),
         load::tests(),
         mutated::tests(),

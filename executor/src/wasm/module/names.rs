@@ -184,13 +184,7 @@ mod tests {
     #[test]
     fn mutated_modules_do_no_harm() {
         let seed = module();
-        let mut state = 11u64;
-        let mut next = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 33) as usize
-        };
+        let mut next = crate::fuzz::numbers(11);
         for _ in 0..20_000 {
             let mut module = seed.clone();
             for _ in 0..1 + next() % 4 {

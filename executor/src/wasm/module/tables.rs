@@ -306,13 +306,7 @@ mod tests {
     #[test]
     fn mutated_sections_are_bounded_or_refused() {
         let seed = b"\x03\x70\0\x05\x40\0\x63\x00\x04\x05\xd0\x70\x0b\x6f\x01\0\xff\xff\x03";
-        let mut state = 7u64;
-        let mut next = || {
-            state = state
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
-            (state >> 33) as usize
-        };
+        let mut next = crate::fuzz::numbers(7);
         for _ in 0..20_000 {
             let mut content = seed.to_vec();
             for _ in 0..1 + next() % 4 {

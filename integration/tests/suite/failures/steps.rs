@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use proa_integration::ctx::{Call, eventually};
-use proa_integration::{Bundle, Container, Ctx, Output, host, vars};
+use proa_integration::{Bundle, Container, Ctx, Output, everything, host, vars};
 use serde_json::json;
 
 /// One system call of the runtime.
@@ -155,14 +155,9 @@ pub fn reach_init(steps: &[Step]) {
     );
 }
 
-/// Whether every step is to be tried.
-pub fn all() -> bool {
-    std::env::var(vars::STEPS).is_ok_and(|which| which == "all")
-}
-
 /// How long a test of many steps may take.
 pub fn seconds() -> u64 {
-    if all() { 3600 } else { 180 }
+    if everything() { 3600 } else { 180 }
 }
 
 /// Makes the call, which must succeed and be one that was made before (what is computed once is cached), and tells its steps
@@ -186,7 +181,7 @@ pub fn of(ctx: &Ctx, call: Call, kinds: &[&str]) -> Vec<Step> {
         .filter(|step| kinds.contains(&step.name.as_str()));
     let steps: Vec<Step> = steps.collect();
     assert!(!steps.is_empty(), "{lines}");
-    if all() {
+    if everything() {
         return steps;
     }
     let mut ends: BTreeMap<(usize, &str), (usize, usize)> = BTreeMap::new();

@@ -1,13 +1,11 @@
-//! Code compiled ahead of time: the cache, who fills it and when, what is not used, and how a compiler is confined.
+//! Code compiled ahead of time: the cache, who fills it and when, and what is not used.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use proa_integration::ctx::{Running, eventually};
+use proa_integration::ctx::Running;
 use proa_integration::{Bundle, Ctx, Output, tests, wasm};
 use serde_json::{Value, json};
 
@@ -26,11 +24,6 @@ tests! {
     exec_uses_compiled_code .once().only_proa().seconds(120);
     a_user_namespace_uses_compiled_code .once().only_proa().seconds(120);
     a_container_without_proc_uses_compiled_code .once().only_proa().seconds(120);
-    a_compiler_is_confined .only_proa().seconds(120);
-    a_compiler_ends_with_its_proa .once().only_proa().seconds(120);
-    a_signal_ends_the_wait_for_a_compiler .once().only_proa().seconds(120);
-    a_compiler_has_a_time_limit_and_is_not_tried_again .once().only_proa().seconds(120);
-    a_malformed_module_is_not_compiled .once().only_proa().seconds(120);
     the_cache_is_listed_emptied_and_pruned .once().only_proa().seconds(180);
     a_file_is_made_whole_or_not_at_all .once().only_proa().seconds(120);
     code_of_an_image_is_run_only_if_it_is_trusted .once().only_proa().seconds(120);
@@ -53,16 +46,16 @@ int main(int argc, char **argv)
 const SUMMED: &str = "sum 2001";
 
 /// A test's cache, and a bundle whose entrypoint is a module.
-struct Room<'a> {
+pub struct Room<'a> {
     ctx: &'a Ctx,
-    bundle: Bundle,
+    pub bundle: Bundle,
     cache: PathBuf,
     /// Global arguments.
     more: Vec<String>,
 }
 
 impl<'a> Room<'a> {
-    fn new(ctx: &'a Ctx) -> Self {
+    pub fn new(ctx: &'a Ctx) -> Self {
         let bundle = ctx.bundle();
         let module = wasm::compile(&ctx.dir, "module", SUM, &[]);
         fs::copy(module, bundle.path("/module.wasm")).unwrap();
@@ -75,23 +68,23 @@ impl<'a> Room<'a> {
         }
     }
 
-    fn module(&self) -> PathBuf {
+    pub fn module(&self) -> PathBuf {
         self.bundle.path("/module.wasm")
     }
 
-    fn policy(&self, policy: &str) -> &Self {
+    pub fn policy(&self, policy: &str) -> &Self {
         let annotations = json!({"run.oci.handler": "wasm", "proa.wasm/aot": policy});
         self.bundle.set("/annotations", annotations);
         self
     }
 
-    fn config(&mut self, text: &str) {
+    pub fn config(&mut self, text: &str) {
         let file = self.ctx.dir.join("config.toml");
         fs::write(&file, text).unwrap();
         self.more = vec!["--config".into(), file.to_str().unwrap().into()];
     }
 
-    fn call(&self, args: &[&str]) -> proa_integration::Call {
+    pub fn call(&self, args: &[&str]) -> proa_integration::Call {
         let cache = self.cache.to_str().unwrap();
         let more = self.more.iter().map(String::as_str);
         let all: Vec<&str> = ["--debug", "--engine-cache", cache]
@@ -102,20 +95,20 @@ impl<'a> Room<'a> {
         self.ctx.call(&all)
     }
 
-    fn run_call(&self) -> proa_integration::Call {
+    pub fn run_call(&self) -> proa_integration::Call {
         self.call(&["run", "--bundle", self.bundle.dir.to_str().unwrap(), &self.ctx.id()])
     }
 
     /// Runs the container, which must do what it is for; whether it ran compiled code.
     #[track_caller]
-    fn run(&self) -> (bool, Output) {
+    pub fn run(&self) -> (bool, Output) {
         let out = self.run_call().output();
         worked(&out);
         (out.log.contains("compiled code is loaded"), out)
     }
 
     #[track_caller]
-    fn compile(&self) -> Output {
+    pub fn compile(&self) -> Output {
         let out = self
             .call(&["wasm", "compile", self.module().to_str().unwrap()])
             .output();
@@ -124,7 +117,7 @@ impl<'a> Room<'a> {
     }
 
     #[track_caller]
-    fn list(&self) -> Vec<Value> {
+    pub fn list(&self) -> Vec<Value> {
         let out = self.call(&["wasm", "cache", "ls", "--format", "json"]).output();
         out.ok().json().as_array().unwrap().clone()
     }
@@ -137,7 +130,7 @@ impl<'a> Room<'a> {
         files[0].clone()
     }
 
-    fn files(&self, extension: Option<&str>) -> Vec<PathBuf> {
+    pub fn files(&self, extension: Option<&str>) -> Vec<PathBuf> {
         let all = fs::read_dir(&self.cache).into_iter().flatten().flatten();
         all.map(|entry| entry.path())
             .filter(|path| extension.is_none() || path.extension() == extension.map(OsStr::new))
@@ -146,48 +139,9 @@ impl<'a> Room<'a> {
 }
 
 #[track_caller]
-fn worked(out: &Output) {
+pub fn worked(out: &Output) {
     out.code(3);
     assert_eq!(out.text(), SUMMED, "{out:?}");
-}
-
-/// Compilers at work that were started from this test: hulls with nobody's uid.
-fn compilers() -> Vec<i32> {
-    let all = fs::read_dir("/proc").unwrap().flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let hull = line
-            .windows(b"proa-wasmedge".len())
-            .any(|part| part == b"proa-wasmedge");
-        hull && status(*pid, "Uid").starts_with("65534") && status(*pid, "Seccomp") == "2"
-    })
-    .collect()
-}
-
-/// A line of `/proc/PID/status`, or nothing.
-fn status(pid: i32, name: &str) -> String {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let found = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    found.unwrap_or_default().trim().to_owned()
-}
-
-/// What a process has open, by the names in `/proc/PID/fd`.
-fn files(pid: i32) -> Vec<String> {
-    let all = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    all.map(|fd| fs::read_link(fd.path()).unwrap_or_default().display().to_string())
-        .collect()
-}
-
-/// A compiler that is stopped at its work: it has nothing to say to its parent any more.
-#[track_caller]
-fn caught() -> Pid {
-    let at_work = |pid: &i32| files(*pid).iter().all(|file| !file.starts_with("socket:"));
-    let pid = Pid::from_raw(eventually("a compiler at its work", || {
-        compilers().into_iter().find(at_work)
-    }));
-    kill(pid, Signal::SIGSTOP).unwrap();
-    pid
 }
 
 fn code_is_made_before_the_start_and_used_from_then_on(ctx: &Ctx) {
@@ -453,148 +407,6 @@ int main(void)
     out.code(3);
     assert!(out.log.contains("compiled code is loaded"), "{out:?}");
     assert!(!out.stdout.contains(".so") && !out.stdout.contains("open"), "{out:?}");
-}
-
-fn a_compiler_is_confined(ctx: &Ctx) {
-    let room = Room::new(ctx);
-    room.policy("before-start");
-    let running = room.run_call().spawn();
-    let pid = caught();
-    let link = |pid: &str, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
-    for kind in ["user", "pid", "mnt", "net", "ipc", "uts"] {
-        let own = link(&pid.to_string(), kind) != link("self", kind);
-        withstood!(own, "a compiler has the {kind} namespace of who started it");
-    }
-    let status = |name: &str| status(pid.as_raw(), name);
-    assert_eq!(status("Uid"), "65534\t65534\t65534\t65534");
-    assert_eq!(status("Gid"), "65534\t65534\t65534\t65534");
-    assert_eq!(status("Groups"), "");
-    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        assert_eq!(status(set), "0000000000000000", "{set}");
-    }
-    assert_eq!((status("NoNewPrivs"), status("Seccomp")), ("1".into(), "2".into()));
-    // In memory, and nothing there but what the compiler makes.
-    let root = format!("/proc/{pid}/root");
-    for entry in fs::read_dir(&root).unwrap().flatten() {
-        let name = entry.file_name().into_string().unwrap();
-        assert!(name.starts_with("code"), "{name}");
-    }
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mounts")).unwrap();
-    assert!(mounts.lines().count() == 1 && mounts.contains("tmpfs"), "{mounts}");
-    let devices = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
-    let devices: Vec<&str> = devices
-        .lines()
-        .skip(2)
-        .map(|line| line.split(':').next().unwrap().trim())
-        .collect();
-    assert_eq!(devices, ["lo"]);
-    // Its streams are nobody's, and it has the module, the code, the pipe.
-    for target in files(pid.as_raw()) {
-        let known = ["/dev/null", "/null", "/memfd:proa-", "pipe:", "/code"];
-        assert!(known.iter().any(|known| target.starts_with(known)), "{target}");
-    }
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
-    for name in ["Max address space", "Max cpu time", "Max file size"] {
-        let line = limits.lines().find(|line| line.starts_with(name)).unwrap();
-        assert!(!line.contains("unlimited"), "{line}");
-    }
-    // Outside of the container's cgroup, and of ours.
-    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let bundles = room.bundle.spec()["linux"]["cgroupsPath"].as_str().unwrap().to_owned();
-    let own = bundles.rsplit(['/', ':']).next().unwrap();
-    let inside = |line: &str| {
-        line.split('/')
-            .any(|part| part == own || part == format!("proa-{own}.scope"))
-    };
-    assert!(!cgroup.lines().any(inside), "{cgroup}");
-    if !ctx.view.has_systemd() {
-        assert_ne!(cgroup, fs::read_to_string("/proc/self/cgroup").unwrap());
-    }
-    kill(pid, Signal::SIGCONT).unwrap();
-    let out = running.wait();
-    worked(&out);
-    assert!(out.log.contains("compiled code is loaded"), "{out:?}");
-}
-
-fn a_compiler_ends_with_its_proa(ctx: &Ctx) {
-    let room = Room::new(ctx);
-    let mut running = room.call(&["wasm", "compile", room.module().to_str().unwrap()]).spawn();
-    let pid = caught();
-    running.child.kill().unwrap();
-    running.child.wait().unwrap();
-    eventually("the compiler's end", || compilers().is_empty().then_some(()));
-    eventually("nothing of it", || {
-        status(pid.as_raw(), "State").is_empty().then_some(())
-    });
-    assert_eq!(room.files(Some("so")), [] as [PathBuf; 0]);
-    // The next one does the work, and clears up.
-    room.compile();
-    assert!(room.policy("use").run().0);
-    let left = ctx.root.join(".cache/compile");
-    let left: Vec<_> = fs::read_dir(left)
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.file_name())
-        .collect();
-    assert_eq!(left, [".cache"]);
-    room.call(&["wasm", "cache", "prune"]).output().ok();
-    assert_eq!(room.files(None).len(), 1, "{:?}", room.files(None));
-}
-
-fn a_signal_ends_the_wait_for_a_compiler(ctx: &Ctx) {
-    let room = Room::new(ctx);
-    room.policy("before-start");
-    let running = room.run_call().spawn();
-    caught();
-    running.signal(Signal::SIGTERM);
-    let out = running.wait();
-    out.refused(&["SIGTERM"]);
-    assert_eq!(compilers(), [] as [i32; 0]);
-    assert_eq!(room.files(Some("so")), [] as [PathBuf; 0]);
-}
-
-fn a_compiler_has_a_time_limit_and_is_not_tried_again(ctx: &Ctx) {
-    let mut room = Room::new(ctx);
-    room.config("[wasm.aot]\ntime-limit = \"4s\"\n");
-    room.policy("before-start");
-    let running = room.run_call().spawn();
-    // It does not get on any more.
-    caught();
-    let out = running.wait();
-    worked(&out);
-    assert!(out.log.contains("has not finished in 4s"), "{out:?}");
-    assert_eq!(compilers(), [] as [i32; 0]);
-    let (used, out) = room.run();
-    assert!(!used && out.log.contains("not tried again"), "{out:?}");
-    let listed = room.list();
-    assert!(listed[0]["failure"].as_str().unwrap().contains("4s"), "{listed:?}");
-    // Whoever asks for it gets it.
-    room.config("");
-    room.compile();
-    assert!(room.run().0);
-}
-
-fn a_malformed_module_is_not_compiled(ctx: &Ctx) {
-    let room = Room::new(ctx);
-    let good = fs::read(room.module()).unwrap();
-    let cases: [(&[u8], &str); 5] = [
-        (&good[..200], "truncated"),
-        (b"\0asm\x01\0\0\0\x01\x05garb!", "compile:"),
-        (wasm::COMPONENT, "component"),
-        (b"#!/bin/sh\n", "program"),
-        (b"", "empty"),
-    ];
-    for (bytes, words) in cases {
-        let file = ctx.dir.join("bad.wasm");
-        fs::write(&file, bytes).unwrap();
-        let out = room.call(&["wasm", "compile", file.to_str().unwrap()]).output();
-        out.refused(&[words]);
-        assert!(out.stderr.contains("bad.wasm"), "{out:?}");
-    }
-    let missing = ctx.dir.join("missing.wasm");
-    let out = room.call(&["wasm", "compile", missing.to_str().unwrap()]).output();
-    out.refused(&["No such file"]);
-    assert_eq!(room.files(None), [] as [PathBuf; 0]);
 }
 
 fn the_cache_is_listed_emptied_and_pruned(ctx: &Ctx) {

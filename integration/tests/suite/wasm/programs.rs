@@ -4,12 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use proa_integration::ctx::eventually_within;
-use proa_integration::{Bundle, Ctx, View, tests};
+use proa_integration::{Bundle, Ctx, View, everything, tests};
 use serde_json::json;
 
 tests! {
     quickjs_runs_a_script_from_a_volume .once().only_proa().seconds(120);
     python_runs_a_script_from_a_volume .once().only_proa().seconds(120);
+    interpreters_run_compiled .once().only_proa().seconds(if everything() { 1800 } else { 240 });
     resvg_renders_a_mounted_drawing .once().only_proa().seconds(120);
     sqlite_keeps_a_database_on_a_volume .once().only_proa().seconds(120);
     sqlite_survives_being_killed .once().only_proa().seconds(120);
@@ -37,19 +38,54 @@ fn interpreter(ctx: &Ctx, name: &str, script: &str, text: &str) -> Bundle {
     bundle
 }
 
-fn quickjs_runs_a_script_from_a_volume(ctx: &Ctx) {
+/// QuickJS with a script that ends with 0 and prints this.
+fn quickjs(ctx: &Ctx) -> (Bundle, i32, &'static str) {
     let script =
         "const n = parseInt(scriptArgs[1]); console.log(JSON.stringify({answer: 2 * n, sorted: [3, 1, 2].sort()}));";
     let bundle = interpreter(ctx, "quickjs.wasm", "answer.js", script);
-    assert_eq!(ctx.run(&bundle).ok().text(), r#"{"answer":42,"sorted":[1,2,3]}"#);
+    (bundle, 0, r#"{"answer":42,"sorted":[1,2,3]}"#)
+}
+
+/// CPython with a script that ends with 5 and prints this.
+fn python(ctx: &Ctx) -> (Bundle, i32, &'static str) {
+    let script = "import json, sys\nprint(json.dumps({'answer': 2 * int(sys.argv[1]), 'platform': sys.platform}))\nsys.exit(5)\n";
+    let bundle = interpreter(ctx, "python.wasm", "answer.py", script);
+    (bundle, 5, r#"{"answer": 42, "platform": "wasi"}"#)
+}
+
+fn quickjs_runs_a_script_from_a_volume(ctx: &Ctx) {
+    let (bundle, code, text) = quickjs(ctx);
+    let out = ctx.run(&bundle);
+    out.code(code);
+    assert_eq!(out.text(), text);
 }
 
 fn python_runs_a_script_from_a_volume(ctx: &Ctx) {
-    let script = "import json, sys\nprint(json.dumps({'answer': 2 * int(sys.argv[1]), 'platform': sys.platform}))\nsys.exit(5)\n";
-    let bundle = interpreter(ctx, "python.wasm", "answer.py", script);
+    let (bundle, code, text) = python(ctx);
     let out = ctx.run(&bundle);
-    out.code(5);
-    assert_eq!(out.text(), r#"{"answer": 42, "platform": "wasi"}"#);
+    out.code(code);
+    assert_eq!(out.text(), text);
+}
+
+/// CPython takes five minutes and two gigabytes to compile.
+fn interpreters_run_compiled(ctx: &Ctx) {
+    let mut all = vec![quickjs(ctx)];
+    if everything() {
+        all.push(python(ctx));
+    }
+    let cache = ctx.dir.join("cache");
+    let global = ["--debug", "--engine-cache", cache.to_str().unwrap()];
+    for (bundle, code, text) in all {
+        let module = bundle.path("/program.wasm");
+        ctx.call(&[&global[..], &["wasm", "compile", module.to_str().unwrap()]].concat())
+            .output()
+            .ok();
+        let run = ["run", "--bundle", bundle.dir.to_str().unwrap(), &ctx.id()];
+        let out = ctx.call(&[&global[..], &run].concat()).output();
+        out.code(code);
+        assert_eq!(out.text(), text);
+        assert!(out.log.contains("compiled code is loaded"), "{out:?}");
+    }
 }
 
 fn resvg_renders_a_mounted_drawing(ctx: &Ctx) {

@@ -33,6 +33,11 @@ fn says(ctx: &Ctx, bundle: &Bundle, args: &[&str]) -> String {
     ctx.run(bundle).ok().text().to_owned()
 }
 
+/// A guest's arguments, one a word.
+fn words(text: &str) -> Vec<&str> {
+    text.split(' ').collect()
+}
+
 /// Ends a server that would serve more: with the first process of its pid namespace a client would end that is not done.
 fn end(container: &Container<'_>) {
     container.kill("KILL").stopped();
@@ -90,11 +95,7 @@ fn without_rules_everything_is_allowed(ctx: &Ctx) {
         &bundle,
         &[("0.0.0.0", "80", "ok"), ("::", "81", "ok"), ("127.0.0.1", "0", "ok")],
     );
-    let said = says(
-        ctx,
-        &bundle,
-        &["unbound", "connect", "127.0.0.1", "9", "datagram", "127.0.0.1", "9"],
-    );
+    let said = says(ctx, &bundle, &words("unbound connect 127.0.0.1 9 datagram 127.0.0.1 9"));
     assert_eq!(said, format!("listen unbound: ok 0\nconnect: {NOBODY}\ndatagram: ok 0"));
     // The engine itself has none of these.
     assert_eq!(says(ctx, &bundle, &["local"]), "open local: error 52");
@@ -128,7 +129,7 @@ fn only_what_the_rules_say_can_be_listened_on(ctx: &Ctx) {
     let said = says(
         ctx,
         &bundle,
-        &["unbound", "echo", "1", "127.0.0.1", "8080", "connect", "127.0.0.1", "9"],
+        &words("unbound echo 1 127.0.0.1 8080 connect 127.0.0.1 9"),
     );
     assert_eq!(
         said,
@@ -163,28 +164,13 @@ fn only_what_the_rules_say_can_be_connected_to(ctx: &Ctx) {
         assert_eq!(said, format!("{verb}: {outcome}"), "{address} {port}");
     }
     // A datagram with an address of its own, over a socket that is not connected.
-    let said = says(
-        ctx,
-        &bundle,
-        &["ask", "127.0.0.2", "53", "x", "ask", "127.0.0.1", "54", "x"],
-    );
+    let said = says(ctx, &bundle, &words("ask 127.0.0.2 53 x ask 127.0.0.1 54 x"));
     assert_eq!(said, format!("send to: {DENIED}\nsend to: {DENIED}"));
     let first = first_net(ctx, &[("connect", "tcp:127.0.0.0/30:80")]);
     let said = says(
         ctx,
         &first,
-        &[
-            "ask",
-            "127.0.0.1",
-            "53",
-            "x",
-            "connect",
-            "127.0.0.1",
-            "81",
-            "connect",
-            "127.0.0.1",
-            "80",
-        ],
+        &words("ask 127.0.0.1 53 x connect 127.0.0.1 81 connect 127.0.0.1 80"),
     );
     assert_eq!(said, format!("send to: {DENIED}\nconnect: {DENIED}\nconnect: {NOBODY}"));
 }
@@ -194,22 +180,7 @@ fn an_empty_list_allows_nothing(ctx: &Ctx) {
     let said = says(
         ctx,
         &bundle,
-        &[
-            "connect",
-            "127.0.0.1",
-            "80",
-            "datagram",
-            "127.0.0.1",
-            "53",
-            "ask",
-            "::1",
-            "53",
-            "x",
-            "unbound",
-            "listen",
-            "::1",
-            "80",
-        ],
+        &words("connect 127.0.0.1 80 datagram 127.0.0.1 53 ask ::1 53 x unbound listen ::1 80"),
     );
     let denied = ["connect", "datagram", "send to", "listen unbound", "bind"].map(|what| format!("{what}: {DENIED}"));
     assert_eq!(said, denied.join("\n"));
@@ -267,24 +238,7 @@ fn the_file_and_the_annotation_both_have_to_allow_it(ctx: &Ctx) {
         ctx,
         "[wasm.network]\nconnect = [\"127.0.0.1:81\", \"tcp:127.0.0.0/8:82-90\"]\n",
     );
-    bundle.args(&[
-        "/module.wasm",
-        "connect",
-        "127.0.0.1",
-        "80",
-        "connect",
-        "127.0.0.1",
-        "81",
-        "connect",
-        "127.0.0.2",
-        "82",
-        "connect",
-        "127.0.0.2",
-        "81",
-        "connect",
-        "127.0.0.1",
-        "83",
-    ]);
+    bundle.args(&words("/module.wasm connect 127.0.0.1 80 connect 127.0.0.1 81 connect 127.0.0.2 82 connect 127.0.0.2 81 connect 127.0.0.1 83"));
     let out = run_under(ctx, &file, &bundle);
     let outcomes = [DENIED, NOBODY, NOBODY, DENIED, DENIED].map(|outcome| format!("connect: {outcome}"));
     assert_eq!(out.ok().text(), outcomes.join("\n"));
@@ -316,30 +270,14 @@ fn exec_is_held_to_the_same_rules(ctx: &Ctx) {
     let bundle = net(ctx, &[("connect", "tcp:127.0.0.1:80")]);
     bundle.sh("sleep 100");
     let container = ctx.start(&bundle);
-    let out = container.exec(&[
-        "/module.wasm",
-        "connect",
-        "127.0.0.1",
-        "80",
-        "connect",
-        "127.0.0.1",
-        "81",
-    ]);
+    let out = container.exec(&words("/module.wasm connect 127.0.0.1 80 connect 127.0.0.1 81"));
     assert_eq!(out.ok().text(), format!("connect: {NOBODY}\nconnect: {DENIED}"));
 }
 
 /// What the kernel is told comes on top of it.
 fn rules_hold_without_landlock(ctx: &Ctx) {
     let bundle = net(ctx, &[("connect", "tcp:127.0.0.1:80")]);
-    bundle.args(&[
-        "/module.wasm",
-        "connect",
-        "127.0.0.1",
-        "80",
-        "connect",
-        "127.0.0.1",
-        "81",
-    ]);
+    bundle.args(&words("/module.wasm connect 127.0.0.1 80 connect 127.0.0.1 81"));
     let call = ctx.call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &ctx.id()]);
     let out = call
         .under(&[ctx.probe.to_str().unwrap(), "mask", "landlock_create_ruleset"])
