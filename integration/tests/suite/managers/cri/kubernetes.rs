@@ -67,7 +67,7 @@ impl Cri<'_> {
     }
 }
 
-fn cri_has_wasm_pods_beside_runcs(ctx: &Ctx, release: Release) {
+pub fn cri_has_wasm_pods_beside_runcs(ctx: &Ctx, release: Release) {
     let path = path_with_runc(ctx, release);
     let (image, config) = (busybox_with_guest(ctx), configuration(ctx, release));
     let mut cri = cri_with(ctx, release, &image, &config, &[("PATH", &path)]);
@@ -171,7 +171,7 @@ fn http_get(address: &str, path: &str) -> Result<String, std::io::Error> {
     Ok(answer.lines().next().unwrap_or_default().to_owned())
 }
 
-fn cri_probes_a_wasm_container(ctx: &Ctx, release: Release) {
+pub fn cri_probes_a_wasm_container(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &image_with_server(ctx));
     let pod = cri.pod(&pod_of_kubelet("server", &own_network()));
     let id = cri.start_of_kubelet(&pod, "app", 0, &["/server.wasm"]);
@@ -208,7 +208,7 @@ fn cri_probes_a_wasm_container(ctx: &Ctx, release: Release) {
     cri.remove(&pod);
 }
 
-fn cri_stops_and_restarts_a_wasm_container(ctx: &Ctx, release: Release) {
+pub fn cri_stops_and_restarts_a_wasm_container(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox_with_guest(ctx));
     let pod = cri.pod(&pod_of_kubelet("pod", &json!({})));
     let sidecar = cri.start_of_kubelet(&pod, "sidecar", 0, &["sleep", "1000"]);
@@ -243,7 +243,7 @@ fn cri_stops_and_restarts_a_wasm_container(ctx: &Ctx, release: Release) {
     cri.remove(&pod);
 }
 
-fn cri_measures_a_wasm_container(ctx: &Ctx, release: Release) {
+pub fn cri_measures_a_wasm_container(ctx: &Ctx, release: Release) {
     let limit = 128_u64 << 20;
     let mut cri = cri(ctx, release, &busybox_with_guest(ctx));
     let pod = cri.pod(&pod_of_kubelet("pod", &own_network()));
@@ -274,7 +274,7 @@ fn cri_measures_a_wasm_container(ctx: &Ctx, release: Release) {
     cri.remove(&pod);
 }
 
-fn cri_says_that_a_wasm_container_ran_out_of_memory(ctx: &Ctx, release: Release) {
+pub fn cri_says_that_a_wasm_container_ran_out_of_memory(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox_with_guest(ctx));
     let pod = cri.pod(&pod_of_kubelet("pod", &json!({})));
     let mut config = container_of_kubelet(ctx, &pod, "app", 0);
@@ -297,7 +297,7 @@ fn cri_says_that_a_wasm_container_ran_out_of_memory(ctx: &Ctx, release: Release)
     cri.remove(&pod);
 }
 
-fn cri_streams_exec_into_a_wasm_container(ctx: &Ctx, release: Release) {
+pub fn cri_streams_exec_into_a_wasm_container(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox_with_guest(ctx));
     let pod = cri.pod(&pod_of_kubelet("pod", &json!({})));
     let id = cri.start_of_kubelet(&pod, "app", 0, &["/guest.wasm", "loop"]);

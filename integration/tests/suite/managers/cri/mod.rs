@@ -18,6 +18,7 @@ mod refusals;
 mod security;
 mod setup;
 mod streams;
+mod unified;
 mod wasm;
 
 /// With both cgroup drivers.
@@ -33,6 +34,7 @@ pub fn tests() -> Vec<Test> {
         wasm::tests(),
         kubernetes::tests(),
         setup::tests(),
+        unified::all(),
     ]
     .concat()
 }

@@ -27,7 +27,7 @@ of_both! {
     @newer cri_gives_a_pod_a_user_namespace .views(V1).seconds(120).not_for(NO_HYBRID);
 }
 
-fn cri_runs_a_linux_pod(ctx: &Ctx, release: Release) {
+pub fn cri_runs_a_linux_pod(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox(ctx));
     let pod = cri.pod(&json!({}));
     let script = "trap 'echo bye; exit 3' TERM; echo hello $FROM_POD; echo aside >&2; while :; do sleep 0.05; done";
@@ -256,7 +256,7 @@ fn cri_mounts_volumes(ctx: &Ctx, release: Release) {
     cri.remove(&pod);
 }
 
-fn cri_limits_and_updates_resources(ctx: &Ctx, release: Release) {
+pub fn cri_limits_and_updates_resources(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox(ctx));
     let pod = cri.pod(&json!({}));
     let change = json!({"linux": {"resources": {
@@ -351,7 +351,7 @@ fn cri_ends_a_container_in_its_grace_period(ctx: &Ctx, release: Release) {
     cri.remove(&pod);
 }
 
-fn cri_says_that_memory_ran_out(ctx: &Ctx, release: Release) {
+pub fn cri_says_that_memory_ran_out(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox(ctx));
     let pod = cri.pod(&json!({}));
     let limit = json!({"linux": {"resources": {"memory_limit_in_bytes": 16 << 20}}});
@@ -367,7 +367,7 @@ fn cri_says_that_memory_ran_out(ctx: &Ctx, release: Release) {
     cri.remove(&pod);
 }
 
-fn cri_finds_its_pods_again(ctx: &Ctx, release: Release) {
+pub fn cri_finds_its_pods_again(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox(ctx));
     let pod = cri.pod(&json!({}));
     let id = cri.start(&pod, "main", &["sleep", "1000"]);

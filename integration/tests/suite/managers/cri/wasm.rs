@@ -11,7 +11,7 @@ of_both! {
     cri_shares_a_pods_pid_namespace .views(V1).seconds(120).only_proa();
 }
 
-fn cri_runs_wasm_beside_a_linux_sidecar(ctx: &Ctx, release: Release) {
+pub fn cri_runs_wasm_beside_a_linux_sidecar(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox_with_guest(ctx));
     for (n, annotations) in [
         json!({"run.oci.handler": "wasm"}),
