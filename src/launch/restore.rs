@@ -24,7 +24,7 @@ use crate::state::{Record, Store};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::Pid;
 use proa_executor::Hull;
-use proa_executor::recognise::Evidence;
+use proa_executor::recognise::{self, Evidence};
 use proa_sys::clone::Child;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -65,8 +65,9 @@ pub fn restore(
         return Err(Error::RootlessCriu("restore"));
     }
     let mut plan = parent::resolve(&config, &host, create)?;
-    // What only may be a module was none, or there were no checkpoint.
-    if plan.hull != Hull::Native && plan.process.guest.evidence == Evidence::Marked {
+    // What is marked for Wasm or named so, and was a Linux program, can be restored; of a module there is no checkpoint.
+    let guest = &plan.process.guest;
+    if plan.hull != Hull::Native && guest.evidence == Evidence::Marked && recognise::names_binary(&guest.args[0]) {
         return Err(Error::WasmCriu("restore"));
     }
     plan.hull = Hull::Native;

@@ -25,6 +25,7 @@ tests! {
     // On v1 alone CRIU 4.2 wants to restore what it saved of the cgroup2 that is mounted elsewhere, and fails.
     cgroups_are_managed_by_criu_unless_told_otherwise .views(&[View::Hybrid]);
     clocks_of_exec_are_those_of_the_restored_container .once();
+    a_linux_program_of_a_pod_marked_for_wasm_is_restored .once().only_proa();
 }
 
 /// The tests of this module and those below it.
@@ -252,6 +253,17 @@ fn cgroups_are_managed_by_criu_unless_told_otherwise(ctx: &Ctx) {
         let procs = container.cgroup_file("devices", "cgroup.procs");
         assert!(procs.lines().any(|pid| pid == container.pid().to_string()), "{mode:?}");
     }
+}
+
+fn a_linux_program_of_a_pod_marked_for_wasm_is_restored(ctx: &Ctx) {
+    let bundle = bundle(ctx);
+    bundle.set("/annotations", json!({"run.oci.handler": "wasm"}));
+    let container = start(ctx, &bundle);
+    let before = ask(&container, &bundle);
+    checkpoint(ctx, &container, &[]).ok();
+    gone(&container);
+    restore(ctx, &container, &bundle, &[]).ok();
+    assert_eq!(ask(&container, &bundle), before);
 }
 
 fn clocks_of_exec_are_those_of_the_restored_container(ctx: &Ctx) {

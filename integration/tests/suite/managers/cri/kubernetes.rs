@@ -69,7 +69,10 @@ impl Cri<'_> {
 
 pub fn cri_has_wasm_pods_beside_runcs(ctx: &Ctx, release: Release) {
     let path = path_with_runc(ctx, release);
-    let (image, config) = (busybox_with_guest(ctx), configuration(ctx, release));
+    let (image, mut config) = (busybox_with_guest(ctx), configuration(ctx, release));
+    if ctx.view.has_systemd() {
+        config += "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc.options]\nSystemdCgroup = true\n";
+    }
     let mut cri = cri_with(ctx, release, &image, &config, &[("PATH", &path)]);
     let config = cri.pod_config(&pod_of_kubelet("native", &json!({"annotations": {}})));
     let answer = cri.call("RunPodSandbox", json!({"config": config, "runtime_handler": "runc"}));

@@ -223,7 +223,7 @@ impl Cri<'_> {
     fn pod_config(&self, change: &Value) -> Value {
         let logs = self.ctx.mkdir("logs");
         let parent = if self.ctx.view.has_systemd() {
-            "kubepods.slice".to_owned()
+            "/kubepods.slice".to_owned()
         } else {
             self.ctx.cgroup_parent()
         };

@@ -15,7 +15,6 @@ macro_rules! of_system {
 
 of_system! {
     pods::cri_runs_a_linux_pod
-    pods::cri_limits_and_updates_resources
     pods::cri_says_that_memory_ran_out
     pods::cri_finds_its_pods_again
     wasm::cri_runs_wasm_beside_a_linux_sidecar
