@@ -38,9 +38,6 @@ pub enum SetupError {
     /// Where this program is can't be told.
     #[error("readlink /proc/self/exe: {0}; --binary tells where proa is")]
     Executable(#[source] std::io::Error),
-    /// A user without a home.
-    #[error("neither XDG_CONFIG_HOME nor HOME is set: where {0}'s configuration of this user is can't be told")]
-    Homeless(Manager),
 }
 
 /// The command line.
@@ -129,23 +126,8 @@ fn request(args: &SetupArgs, manager: Manager, tree: &Tree) -> Result<Request, E
         binary,
         systemd_cgroup,
         file: absolute_option(args.file.clone())?,
-        user: user(manager, tree)?,
+        user: managers::users_configuration(manager, tree)?,
     })
-}
-
-/// The configuration directory of the caller, if not root: podman and Docker have a configuration for each user.
-fn user(manager: Manager, tree: &Tree) -> Result<Option<PathBuf>, SetupError> {
-    let per_user = matches!(manager, Manager::Podman | Manager::Docker);
-    if !tree.is_host() || !per_user || nix::unistd::geteuid().is_root() {
-        return Ok(None);
-    }
-    let set = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    let config = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
-    config.map(Some).ok_or(SetupError::Homeless(manager))
 }
 
 fn add(tree: &Tree, manager: Manager, request: &Request, write: bool) -> Result<u8, Error> {

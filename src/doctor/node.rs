@@ -245,15 +245,15 @@ fn manager(tree: &Tree, found: &detect::Found) -> Check {
         Err(error) => return Check::missing(AREA, name, format!("{shown}; readlink /proc/self/exe: {error}"), fix),
     };
     let alias = binary.with_file_name(ALIAS);
-    let request = Request {
+    let request = managers::users_configuration(found.manager, tree).map(|user| Request {
         name: "proa".into(),
         alias: tree.is_program(&alias).then_some(alias),
         binary,
         systemd_cgroup: SystemdCgroup::Auto,
         file: None,
-        user: None,
-    };
-    match managers::add(tree, found.manager, &request, Some(found)) {
+        user,
+    });
+    match request.and_then(|request| managers::add(tree, found.manager, &request, Some(found))) {
         Ok(edit) if edit.changes() => {
             let found = format!("{shown}; {} does not have this proa", edit.path.display());
             Check::missing(AREA, name, found, fix)

@@ -34,6 +34,9 @@ const ANNOTATIONS: [&str; 3] = ["run.oci.handler", "module.wasm.image/*", "proa.
 /// Why a manager's configuration was left alone.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// A user without a home.
+    #[error("neither XDG_CONFIG_HOME nor HOME is set: where {0}'s configuration of this user is can't be told")]
+    Homeless(Manager),
     /// There is none of that name.
     #[error("unknown manager {0:?}: containerd, crio, podman, docker, k3s or rke2")]
     UnknownManager(String),
@@ -208,6 +211,21 @@ pub struct Request {
     pub file: Option<PathBuf>,
     /// The configuration directory (`XDG_CONFIG_HOME`) of a user, whose podman or Docker it is.
     pub user: Option<PathBuf>,
+}
+
+/// The configuration directory of the caller, if not root, of a manager that has a configuration for each user.
+pub fn users_configuration(manager: Manager, tree: &Tree) -> Result<Option<PathBuf>, Error> {
+    let per_user = matches!(manager, Manager::Podman | Manager::Docker);
+    if !tree.is_host() || !per_user || nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let set = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let config = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
+    config.map(Some).ok_or(Error::Homeless(manager))
 }
 
 impl Request {

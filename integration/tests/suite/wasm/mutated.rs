@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use proa_integration::{Bundle, Ctx, tests};
+use proa_integration::{Bundle, Ctx, everything, tests};
 use serde_json::json;
 
 tests! {
-    mutated_modules_end_in_order .once().only_proa().seconds(300);
+    mutated_modules_end_in_order .once().only_proa().seconds(if everything() { 7200 } else { 300 });
     random_bytes_are_refused_by_name .once().only_proa().seconds(120);
 }
 
@@ -64,7 +64,8 @@ fn mutated_modules_end_in_order(ctx: &Ctx) {
     let bundle = bundle(ctx);
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut refused, mut ran) = (0, 0);
-    for round in 0..200 {
+    let rounds = if everything() { 50_000 } else { 200 };
+    for round in 0..rounds {
         let mut module = whole[round % whole.len()].clone();
         mutate(&mut module, &mut random);
         fs::write(bundle.path("/module.wasm"), &module).unwrap();
@@ -82,6 +83,7 @@ fn mutated_modules_end_in_order(ctx: &Ctx) {
             false => ran += 1,
         }
     }
+    eprintln!("{refused} were refused, {ran} ran");
     // Or the faults are not of the kind that matters.
     assert!(refused > 20 && ran > 20, "{refused} were refused, {ran} ran");
 }

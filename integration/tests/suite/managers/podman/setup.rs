@@ -74,6 +74,9 @@ fn podman_of_a_user_runs_by_what_setup_wrote(ctx: &Ctx, release: Release) {
     let said = setup("--write").ok();
     let drop_in = containers.join("containers.conf.d/90-proa.conf");
     assert!(said.contains(&format!("{} is written", drop_in.display())), "{said}");
+    // The doctor looks where setup would write for this user.
+    let doctor = say(&mut podman.program(&[binary.to_str().unwrap(), "doctor"]), ctx);
+    assert!(doctor.text.contains(drop_in.to_str().unwrap()), "{doctor:?}");
     assert_eq!(run(&podman, "proa", &[IMAGE, "echo", "linux"]).ok(), "linux\n");
     let text = run(&podman, "proa-wasm", &[IMAGE, "/guest.wasm", "by setup"]).code(2);
     assert!(text.contains("wasm by setup"), "{text}");
