@@ -61,15 +61,20 @@ impl Cgroup {
         if self.is_legacy() { v1(dir) } else { v2(dir) }.map(|source| OomEvents { source })
     }
 
-    /// Whether the kernel has killed a process of the container for want of memory. It is asked to explain a failure: where
-    /// nothing can be learned, that is no further one.
-    pub fn was_out_of_memory(&self) -> bool {
+    /// Whether the kernel has killed a process of the container for want of memory; `None` if the cgroup is gone: systemd
+    /// removes one as soon as its last process has ended. It is asked to explain a failure: where nothing can be learned,
+    /// that is no further one.
+    pub fn was_out_of_memory(&self) -> Option<bool> {
         let file = match self.is_legacy() {
             true => "memory.oom_control",
             false => "memory.events",
         };
-        let killed = self.path("memory").map(|dir| killed_in(dir, file));
-        matches!(killed, Some(Ok(1..)))
+        let dir = self.path("memory")?;
+        match killed_in(dir, file) {
+            Ok(killed) if killed > 0 => Some(true),
+            _ if !dir.exists() => None,
+            _ => Some(false),
+        }
     }
 }
 

@@ -229,6 +229,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         Hull::Wasm | Hull::Native => None,
     };
     plan.process.guest.status = page.as_ref().map(AsRawFd::as_raw_fd);
+    let limited = plan.process.guest.memory_limit.is_some();
     let request = Spawning {
         console: offer.for_init.as_ref(),
         start: socket.as_ref(),
@@ -241,7 +242,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     };
     let (init, channel, early) = request
         .spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)
-        .map_err(|error| explained(error, cgroup))?;
+        .map_err(|error| explained(error, cgroup, &making.init, limited))?;
     let cgroup = &*cgroup;
     // Init has its own copy by now; only it may answer.
     drop(socket);
@@ -265,7 +266,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         .until_created(&channel, early, &plan.process, image, || {
             run_parent_hooks(&plan.hooks, &record)
         })
-        .map_err(|error| explained(error, cgroup))?;
+        .map_err(|error| explained(error, cgroup, &making.init, limited))?;
     match start {
         StartBy::Socket => reservation.save_created(&mut record)?,
         StartBy::Channel => reservation.save_complete(&mut record)?,
@@ -281,9 +282,11 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     })
 }
 
-/// Why init was not made: whatever step failed for it, if the kernel has killed it for want of memory, that is the reason.
-fn explained(error: Error, cgroup: &Cgroup) -> Error {
-    if !cgroup.was_out_of_memory() {
+/// Why init was not made: whatever step failed for it, if the kernel has killed it for want of memory, that is the reason. Where
+/// the cgroup that could tell is gone, a SIGKILL under a limit of memory tells.
+fn explained(error: Error, cgroup: &Cgroup, init: &Newborn, limited: bool) -> Error {
+    let killed = || limited && init.was_killed(matches!(error, Error::InitGone));
+    if !cgroup.was_out_of_memory().unwrap_or_else(killed) {
         return error;
     }
     tracing::debug!("{error}");

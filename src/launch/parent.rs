@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
 };
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hooks, LinuxSeccomp};
 use proa_executor::Hull;
@@ -298,6 +299,17 @@ impl Newborn {
     /// Lets it live.
     pub fn keep(&mut self) {
         self.0 = None;
+    }
+
+    /// Whether a SIGKILL has ended it, which leaves it to be reaped. With `wait` it is known to end just now.
+    pub fn was_killed(&self, wait: bool) -> bool {
+        let Some(pid) = self.0 else { return false };
+        let mut flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        flags.set(WaitPidFlag::WNOHANG, !wait);
+        matches!(
+            waitid(Id::Pid(pid), flags),
+            Ok(WaitStatus::Signaled(_, Signal::SIGKILL, _))
+        )
     }
 
     /// Kills and reaps it.

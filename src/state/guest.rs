@@ -93,7 +93,9 @@ impl Container {
             return Ok(Some(Ending { how, status, detail }));
         }
         // It had no time for a word.
-        let out_of_memory = self.cgroup().is_ok_and(|cgroup| cgroup.was_out_of_memory());
+        let out_of_memory = self
+            .cgroup()
+            .is_ok_and(|cgroup| cgroup.was_out_of_memory() == Some(true));
         let (how, status, detail) = match out_of_memory {
             true => ("oom", Some(137), "the kernel has killed it for want of memory"),
             false => ("killed", None, ""),
