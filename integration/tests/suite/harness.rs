@@ -21,6 +21,7 @@ fn faults_are_found_and_do_not_spread(ctx: &Ctx) {
     let out = nested
         .env(FAULTY, "1")
         .env(vars::VIEW, ctx.view.name())
+        .env_remove(vars::PATIENCE)
         .arg("--test-threads=1")
         .output()
         .unwrap();
