@@ -10,14 +10,14 @@ use std::io::Cursor;
 
 /// Numbers that look random and are the same each time, for tests that mutate what they read.
 #[cfg(test)]
-pub fn numbers(seed: u64) -> impl FnMut() -> usize {
+pub fn numbers(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
-        // The generator of Knuth's MMIX.
+        // The generator of Knuth's MMIX, whose upper bits are the better ones: they come to where a remainder takes them from.
         state = state
             .wrapping_mul(6364136223846793005)
             .wrapping_add(1442695040888963407);
-        (state >> 33) as usize
+        state.rotate_right(32)
     }
 }
 

@@ -391,15 +391,13 @@ mod tests {
     #[test]
     fn any_bytes_are_read_without_harm() {
         assert_eq!(Snapshot::parse(&[0; SIZE]), None);
-        let mut state = 1u64;
+        let mut next = crate::fuzz::numbers(1);
         for _ in 0..2000 {
             let mut random = [0u8; SIZE];
             for word in random.chunks_exact_mut(8) {
-                state = state
-                    .wrapping_mul(6364136223846793005)
-                    .wrapping_add(1442695040888963407);
+                let value = next();
                 // Small numbers too, which mean something.
-                let value = if state >> 63 == 0 { state } else { state >> 60 };
+                let value = if value >> 63 == 0 { value } else { value >> 60 };
                 word.copy_from_slice(&value.to_ne_bytes());
             }
             random[..8].copy_from_slice(&MAGIC.to_ne_bytes());

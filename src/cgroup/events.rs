@@ -61,7 +61,7 @@ impl Cgroup {
         if self.is_legacy() { v1(dir) } else { v2(dir) }.map(|source| OomEvents { source })
     }
 
-    /// Whether the kernel has killed a process of the container for want of memory; `None` if the cgroup is gone: systemd
+    /// Whether the kernel has killed a process of the container for want of memory; `None` if no cgroup can tell. systemd
     /// removes one as soon as its last process has ended. It is asked to explain a failure: where nothing can be learned,
     /// that is no further one.
     pub fn was_out_of_memory(&self) -> Option<bool> {

@@ -213,21 +213,6 @@ pub struct Request {
     pub user: Option<PathBuf>,
 }
 
-/// The configuration directory of the caller, if not root, of a manager that has a configuration for each user.
-pub fn users_configuration(manager: Manager, tree: &Tree) -> Result<Option<PathBuf>, Error> {
-    let per_user = matches!(manager, Manager::Podman | Manager::Docker);
-    if !tree.is_host() || !per_user || nix::unistd::geteuid().is_root() {
-        return Ok(None);
-    }
-    let set = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    let config = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
-    config.map(Some).ok_or(Error::Homeless(manager))
-}
-
 impl Request {
     /// Refuses what a manager could misunderstand.
     pub fn check(&self) -> Result<(), Error> {
@@ -248,6 +233,21 @@ impl Request {
     fn file_or(&self, usual: &str) -> PathBuf {
         self.file.clone().unwrap_or_else(|| usual.into())
     }
+}
+
+/// The configuration directory of the caller, if not root, of a manager that has a configuration for each user.
+pub fn users_configuration(manager: Manager, tree: &Tree) -> Result<Option<PathBuf>, Error> {
+    let per_user = matches!(manager, Manager::Podman | Manager::Docker);
+    if !tree.is_host() || !per_user || nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    let set = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let config = set("XDG_CONFIG_HOME").or_else(|| set("HOME").map(|home| home.join(".config")));
+    config.map(Some).ok_or(Error::Homeless(manager))
 }
 
 /// Refuses what is not a DNS label.

@@ -188,14 +188,14 @@ mod tests {
         for _ in 0..20_000 {
             let mut module = seed.clone();
             for _ in 0..1 + next() % 4 {
-                let at = 8 + next() % (module.len() - 8);
+                let at = 8 + next() as usize % (module.len() - 8);
                 module[at] = next() as u8;
             }
-            module.truncate(module.len() - next() % 9);
+            module.truncate(module.len() - next() as usize % 9);
             let size = module.len() as u64;
             let found = functions(Cursor::new(&module), size, &[0, 3, 70000]);
             assert_eq!(found.len(), 3);
-            function_at(Cursor::new(&module), size, (next() % 120) as u64);
+            function_at(Cursor::new(&module), size, next() % 120);
         }
     }
 }

@@ -310,10 +310,10 @@ mod tests {
         for _ in 0..20_000 {
             let mut content = seed.to_vec();
             for _ in 0..1 + next() % 4 {
-                let at = next() % content.len();
+                let at = next() as usize % content.len();
                 content[at] = next() as u8;
             }
-            content.truncate(content.len() - next() % 3);
+            content.truncate(content.len() - next() as usize % 3);
             if let Ok(Some(result)) = bounded(&content, 1000) {
                 let survey = survey(Bytes::new(&result.module), result.module.len() as u64).unwrap();
                 assert_eq!(

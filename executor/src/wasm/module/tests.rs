@@ -197,19 +197,15 @@ fn no_bytes_make_it_panic() {
         export(&["_start", "_initialize"]),
         part(8, &[0]),
     ]);
-    // xorshift64, so that a failure is the same on every run.
-    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = crate::fuzz::numbers(0x9e37_79b9_7f4a_7c15);
     let mut refused = 0;
     for _ in 0..50_000 {
         let mut bytes = whole.clone();
         for _ in 0..3 {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            let at = 8 + (random as usize >> 8) % (bytes.len() - 8);
-            bytes[at] = random as u8;
+            let at = 8 + next() as usize % (bytes.len() - 8);
+            bytes[at] = next() as u8;
         }
-        bytes.truncate(8 + (random >> 32) as usize % (2 * bytes.len()));
+        bytes.truncate(8 + next() as usize % (2 * bytes.len()));
         refused += usize::from(look(&bytes).is_err());
     }
     assert!(refused > 1000, "{refused}");

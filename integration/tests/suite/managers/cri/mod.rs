@@ -34,7 +34,7 @@ pub fn tests() -> Vec<Test> {
         wasm::tests(),
         kubernetes::tests(),
         setup::tests(),
-        unified::all(),
+        unified::tests(),
     ]
     .concat()
 }

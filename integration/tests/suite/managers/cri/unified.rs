@@ -1,7 +1,7 @@
 //! The CRI as most nodes have it: cgroup v2 with all controllers, and systemd. Where that is the machine's own (`make test-vm`),
 //! with the containerd that is installed.
 
-use proa_integration::{Ctx, Test, View, tests};
+use proa_integration::{Ctx, View, tests};
 
 use super::{Release, kubernetes, pods, wasm};
 
@@ -9,7 +9,9 @@ use super::{Release, kubernetes, pods, wasm};
 macro_rules! of_system {
     ($($module:ident::$name:ident)*) => {
         $(fn $name(ctx: &Ctx) { $module::$name(ctx, Release::System) })*
-        tests! { $($name;)* }
+        tests! {
+            $($name .views(&[View::SystemdV2]).controllers(&["memory", "cpu", "pids"]).seconds(120).only_proa();)*
+        }
     };
 }
 
@@ -24,15 +26,4 @@ of_system! {
     kubernetes::cri_measures_a_wasm_container
     kubernetes::cri_says_that_a_wasm_container_ran_out_of_memory
     kubernetes::cri_streams_exec_into_a_wasm_container
-}
-
-/// The tests of this module.
-pub fn all() -> Vec<Test> {
-    let there = |test: Test| {
-        test.views(&[View::SystemdV2])
-            .controllers(&["memory", "cpu", "pids"])
-            .seconds(120)
-            .only_proa()
-    };
-    tests().into_iter().map(there).collect()
 }
