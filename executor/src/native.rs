@@ -189,6 +189,13 @@ mod tests {
         }
     }
 
+    /// What `run` says. The thread gets working directory and umask of its own first: during an execve the kernel lets no
+    /// thread that shares them be made (EAGAIN; kernel/fork.c, `copy_fs`), and other tests make threads meanwhile.
+    fn run(handler: &mut NativeHandler, guest: &Guest) -> String {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).unwrap();
+        handler.run(guest, &mut || ()).to_string()
+    }
+
     fn refusal(program: &str, search: &str) -> String {
         look_up(program, search).unwrap_err().to_string()
     }
@@ -259,10 +266,7 @@ mod tests {
         };
         let mut handler = NativeHandler::new();
         handler.check(&guest).unwrap();
-        assert_eq!(
-            handler.run(&guest, &mut || ()).to_string(),
-            format!("exec {garbage}: exec format error")
-        );
+        assert_eq!(run(&mut handler, &guest), format!("exec {garbage}: exec format error"));
     }
 
     #[test]
@@ -282,7 +286,7 @@ mod tests {
                 args: vec![program.clone()],
                 ..Guest::default()
             };
-            let text = NativeHandler::new().run(&guest, &mut || ()).to_string();
+            let text = run(&mut NativeHandler::new(), &guest);
             let words = format!("exec {program}: exec format error");
             assert!(text.starts_with(&words), "{text}");
             match hint {
