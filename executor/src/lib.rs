@@ -5,6 +5,7 @@
 //! is confined.
 
 pub mod aot;
+pub mod from_start;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod locate;

@@ -1,11 +1,12 @@
 //! What a WebAssembly binary says about itself, for people: nothing here decides anything.
 
 use proa_executor::aot::Hashing;
+use proa_executor::from_start::FromStart;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use wasmparser::{BinaryReaderError, Encoding, ExternalKind, KnownCustom, Parser, Payload, TypeRef};
 
 /// The facts.
@@ -82,9 +83,8 @@ impl fmt::Display for Limits {
 
 impl Facts {
     /// Reads an open file from its beginning.
-    pub fn read(file: &mut File) -> io::Result<Self> {
-        file.rewind()?;
-        let mut hashing = Hashing::new(&mut *file);
+    pub fn read(file: &File) -> io::Result<Self> {
+        let mut hashing = Hashing::new(FromStart::new(file));
         let mut bytes = Vec::new();
         hashing.read_to_end(&mut bytes)?;
         let (digest, size) = hashing.finish()?;
@@ -234,7 +234,7 @@ mod tests {
         let memory = nix::sys::memfd::memfd_create(c"module", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
         let mut file = File::from(memory);
         file.write_all(bytes).unwrap();
-        Facts::read(&mut file).unwrap()
+        Facts::read(&file).unwrap()
     }
 
     fn section(id: u8, body: &[u8]) -> Vec<u8> {

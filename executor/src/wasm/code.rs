@@ -12,13 +12,14 @@ use super::module::{self, Refusal, Survey};
 use super::relative::{forget_working_directory, with_relative_paths};
 use crate::Guest;
 use crate::aot::{Digest, Key, Options, Source, Target};
+use crate::from_start::FromStart;
 use crate::policy::{Aot, Policy};
 use crate::status;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::fchdir;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 /// Where a module's code is.
@@ -128,7 +129,7 @@ impl Cached {
 /// does not load costs nothing but the time. `read` is called once the module is read, if it has to be.
 pub fn load<'library>(
     library: &'library Library,
-    (file, code, survey): (&mut File, &mut Code, &mut Survey),
+    (file, code, survey): (&File, &mut Code, &mut Survey),
     bounds: &Bounds,
     read: &mut dyn FnMut(),
 ) -> Result<Loaded<'library>, LoadFailure> {
@@ -192,12 +193,12 @@ pub fn load<'library>(
 }
 
 /// Reads the module through the descriptor that was opened for `create`. It may have changed since: it is looked at again.
-fn prepare(file: &mut File, bounds: &Bounds) -> Result<Prepared, Refusal> {
+fn prepare(file: &File, bounds: &Bounds) -> Result<Prepared, Refusal> {
     let size = file.metadata().map_err(Refusal::Read)?.len();
     let capacity = u32::try_from(size).map_err(|_| Refusal::TooLarge(size))?;
     let mut bytes = Vec::with_capacity(capacity as usize);
-    file.rewind().map_err(Refusal::Read)?;
-    file.take(u64::from(u32::MAX))
+    FromStart::new(file)
+        .take(u64::from(u32::MAX))
         .read_to_end(&mut bytes)
         .map_err(Refusal::Read)?;
     module::kind(&bytes[..bytes.len().min(HEAD)])?;

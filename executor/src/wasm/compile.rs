@@ -10,6 +10,7 @@ use super::module::{self, Refusal};
 use super::{code, engine, process};
 use crate::Error;
 use crate::aot::{Hashing, Key, Source, Task};
+use crate::from_start::FromStart;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -51,8 +52,7 @@ impl Compiler {
         };
         let target = code::target(&library, task.options).ok_or_else(|| refuse(unknown()))?;
         let read = |error| refuse(Refusal::Read(error));
-        std::io::Seek::rewind(&mut &module).map_err(read)?;
-        let (digest, _) = Hashing::new(&module).finish().map_err(read)?;
+        let (digest, _) = Hashing::new(FromStart::new(&module)).finish().map_err(read)?;
         let key = Key::new(digest, &target);
         if !source.find(&key, &target, module.as_fd()) {
             let nobody = std::io::Error::other("nobody wants the code");
@@ -98,8 +98,7 @@ impl Compiler {
 
     fn compile(&mut self) -> Result<(), Refusal> {
         let mut bytes = Vec::new();
-        std::io::Seek::rewind(&mut self.module).map_err(Refusal::Read)?;
-        (&self.module)
+        FromStart::new(&self.module)
             .take(u64::from(u32::MAX))
             .read_to_end(&mut bytes)
             .map_err(Refusal::Read)?;

@@ -228,7 +228,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         moved,
     } = code::load(
         &module.library,
-        (&mut module.file, &mut module.code, &mut module.survey),
+        (&module.file, &mut module.code, &mut module.survey),
         &bounds,
         &mut || progress.is_over(Phase::Read),
     )

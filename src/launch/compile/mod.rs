@@ -26,6 +26,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use proa_executor::Hull;
 use proa_executor::aot::{Cache, Digest, Hashing, Key, Level, Options, Target, Task};
+use proa_executor::from_start::FromStart;
 use proa_sys::errno::Raw;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
@@ -156,10 +157,8 @@ impl Module {
             return Err(Failure::TooLarge { size, most }.into());
         }
         let memory = memory(c"proa-module")?;
-        let mut from = file;
-        from.rewind().map_err(call("lseek(module)"))?;
         // One that grows meanwhile is another one.
-        let mut hashing = Hashing::new(from.take(most));
+        let mut hashing = Hashing::new(FromStart::new(file).take(most));
         let mut to = File::from(memory);
         std::io::copy(&mut hashing, &mut to).map_err(call("copy of the module"))?;
         let (digest, _) = hashing.finish().map_err(call("read(module)"))?;

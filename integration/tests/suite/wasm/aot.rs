@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use proa_integration::ctx::Running;
 use proa_integration::{Bundle, Ctx, Output, tests, wasm};
+use rustix::fs::{FlockOperation, flock};
 use serde_json::{Value, json};
 
 use crate::attacks::withstood;
@@ -14,6 +15,7 @@ use crate::attacks::withstood;
 tests! {
     code_is_made_before_the_start_and_used_from_then_on .once().only_proa().seconds(120);
     code_is_made_in_the_background_for_the_next_start .once().only_proa().seconds(120);
+    a_container_is_not_disturbed_by_the_compiler_beside_it .once().only_proa().seconds(120);
     what_the_policy_does_not_want_is_not_used_or_made .once().only_proa().seconds(120);
     a_damaged_entry_is_as_good_as_none .once().only_proa().seconds(120);
     an_entry_of_another_module_is_not_used .once().only_proa().seconds(120);
@@ -177,6 +179,39 @@ fn code_is_made_in_the_background_for_the_next_start(ctx: &Ctx) {
     assert_eq!(room.list().len(), 1);
     let (used, out) = room.run();
     assert!(used && !out.log.contains("compiling"), "{out:?}");
+}
+
+fn a_container_is_not_disturbed_by_the_compiler_beside_it(ctx: &Ctx) {
+    // Both read the module for as long as this one's size makes them.
+    let room = Room::new(ctx);
+    let mut bytes = fs::read(room.module()).unwrap();
+    bytes.extend(custom_section("padding", 48 << 20));
+    fs::write(room.module(), &bytes).unwrap();
+    let (used, out) = room.policy("background").run();
+    assert!(!used && out.log.contains("compiling in the background"), "{out:?}");
+    // The compiler has read all of it, too: what it made is there as soon as it has given the key's lock back.
+    for lock in room.files(Some("lock")) {
+        if let Ok(lock) = fs::File::open(lock) {
+            flock(lock, FlockOperation::LockExclusive).unwrap();
+        }
+    }
+    assert_eq!(room.list().len(), 1);
+    assert!(room.run().0);
+}
+
+/// A section that says nothing to an engine, with a `payload` of so many zero bytes.
+fn custom_section(name: &str, payload: usize) -> Vec<u8> {
+    let mut section = vec![0];
+    let mut size = 1 + name.len() + payload;
+    while size >= 0x80 {
+        section.push(size as u8 | 0x80);
+        size >>= 7;
+    }
+    section.push(size as u8);
+    section.push(name.len() as u8);
+    section.extend(name.as_bytes());
+    section.resize(section.len() + payload, 0);
+    section
 }
 
 fn what_the_policy_does_not_want_is_not_used_or_made(ctx: &Ctx) {
