@@ -81,14 +81,17 @@ impl CacheDesk {
         Some(desk)
     }
 
-    /// Compiles, if nobody has meanwhile, and waits for it.
-    fn compile(&self, key: &Key, module: OwnedFd) -> Result<(), Error> {
+    /// Compiles, if nobody has meanwhile, and waits for it. Whether there is code then.
+    fn compile(&self, key: &Key, module: OwnedFd) -> Result<bool, Error> {
         let Some(lock) = self.cache.lock(key, true)? else {
-            return Ok(());
+            return Ok(false);
         };
-        let done = match self.cache.find(key) {
-            Found::Code(_) => Ok(()),
-            _ => self.job(key).fill(&self.cache, self.max_size, &File::from(module)),
+        let done = match self.cache.outcome(key) {
+            Some(found) => Ok(found),
+            None => self
+                .job(key)
+                .fill(&self.cache, self.max_size, &File::from(module))
+                .map(|()| matches!(self.cache.find(key), Found::Code(_))),
         };
         self.cache.unlock(key, lock)?;
         done
@@ -132,7 +135,7 @@ impl Desk for CacheDesk {
             _ => module().and_then(|module| self.compile(key, module)),
         };
         match made {
-            Ok(()) => Ok(self.policy == Aot::BeforeStart && matches!(self.cache.find(key), Found::Code(_))),
+            Ok(found) => Ok(found),
             // Whoever calls wants the container not to be made.
             Err(error @ Error::Compile(compile::Failure::Interrupted(_))) => Err(error),
             Err(error) => {

@@ -6,6 +6,7 @@
 
 use super::entry::{self, Damage, Facts};
 use super::{Key, Target};
+use crate::from_start::FromStart;
 use proa_sys::errno::Raw;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
@@ -206,6 +207,15 @@ impl Cache {
         }
     }
 
+    /// What has become of `key`, for who holds its lock now and looked before: whether there is code, or it was tried and there
+    /// can't be any. `None` if it is to be made.
+    pub fn outcome(&self, key: &Key) -> Option<bool> {
+        match self.find(key) {
+            Found::Code(_) => Some(true),
+            _ => self.failure(key).map(|_| false),
+        }
+    }
+
     /// Notes that an entry was used. On a file system that can't be written to, nothing is removed for its age either.
     fn touch(&self, file: &File, stat: &Stat) {
         let lately = used(stat).elapsed().is_ok_and(|age| age < TOUCH_EVERY);
@@ -244,9 +254,7 @@ impl Cache {
             .map_err(failed("create", &self.at(&temporary)))?;
         let file = File::from(file);
         let written = (|| {
-            let mut from = code;
-            std::io::Seek::rewind(&mut from).map_err(io("seek"))?;
-            let size = entry::write(from, key, target, &file).map_err(io("write"))?;
+            let size = entry::write(FromStart::new(code), key, target, &file).map_err(io("write"))?;
             if size > max {
                 let path = self.path.clone();
                 return Err(Error::TooLarge { path, size, max });

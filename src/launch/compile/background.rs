@@ -53,17 +53,21 @@ struct Errand {
     lock: RawFd,
 }
 
-/// Has another process compile for `job`'s key, unless one does so already.
+/// Has another process compile for `job`'s key, unless one does so already, or has just done so. Whether there is code.
 pub fn in_background(
     cache: &Cache,
     job: Job,
     max_size: u64,
     module: &dyn Fn() -> Result<OwnedFd, Error>,
-) -> Result<(), Error> {
-    let Some(key) = job.key else { return Ok(()) };
+) -> Result<bool, Error> {
+    let Some(key) = job.key else { return Ok(false) };
     let Some(lock) = cache.lock(&key, false)? else {
-        return Ok(());
+        return Ok(false);
     };
+    if let Some(found) = cache.outcome(&key) {
+        cache.unlock(&key, lock)?;
+        return Ok(found);
+    }
     let module = module()?;
     let errand = Errand {
         root: job.site.store.root().to_owned(),
@@ -105,7 +109,7 @@ pub fn in_background(
     let pid = child.pid;
     nix::sys::wait::waitpid(pid, None).map_err(Error::call(format!("waitpid({pid})")))?;
     tracing::debug!("compiled code {key}: compiling in the background");
-    Ok(())
+    Ok(false)
 }
 
 fn variable(name: &str) -> Option<CString> {

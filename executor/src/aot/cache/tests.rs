@@ -210,11 +210,12 @@ fn one_at_a_time_makes_a_key() {
 #[test]
 fn a_failure_is_remembered_until_there_is_code() {
     let room = Room::new("failure");
-    assert_eq!(room.1.failure(&key(1)), None);
+    assert_eq!((room.1.failure(&key(1)), room.1.outcome(&key(1))), (None, None));
     room.1.mark_failed(&key(1), "it was killed").unwrap();
     room.1.mark_failed(&key(1), "it was killed again").unwrap();
     assert_eq!(room.1.failure(&key(1)).as_deref(), Some("it was killed again"));
+    assert_eq!(room.1.outcome(&key(1)), Some(false));
     assert_eq!(room.keys(), []);
     room.put(1, 10);
-    assert_eq!(room.1.failure(&key(1)), None);
+    assert_eq!((room.1.failure(&key(1)), room.1.outcome(&key(1))), (None, Some(true)));
 }
