@@ -175,9 +175,8 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         .split(',')
         .map(|v| View::parse(v).ok_or_else(|| format!("{}: no view is called {v:?}", vars::VIEW)))
         .collect::<Result<_, _>>()?;
-    let helpers = std::env::current_exe()
-        .map_err(|e| format!("/proc/self/exe: {e}"))?
-        .with_file_name("helpers");
+    let own = std::env::current_exe().map_err(|e| format!("/proc/self/exe: {e}"))?;
+    let helpers = own.with_file_name("helpers");
     let probe = host::compile_helper("probe", &helpers)?;
     let fault = host::compile_helper("fault", &helpers)?;
     host::compile_helper("attack", &helpers)?;
@@ -188,7 +187,7 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
         let applies = |t: &&Test| t.views.contains(&view) && (!t.once || view == views[0]);
         for test in tests.iter().filter(applies) {
             let (test, path) = (*test, subject.path.clone());
-            let (probe, fault) = (probe.clone(), fault.clone());
+            let (own, probe, fault) = (own.clone(), probe.clone(), fault.clone());
             // crun refuses a hybrid layout altogether.
             let mut ignored = test.ignored_for(&subject) || (subject.kind == Kind::Crun && view == View::Hybrid);
             if let Some(reason) = test.unfit(view, &controllers) {
@@ -196,8 +195,11 @@ fn run(tests: &[Test]) -> Result<ExitCode, String> {
                 ignored = true;
             }
             let trial = Trial::test(format!("{}::{}", view.name(), test.name), move || {
-                let mut stage = Command::new("/proc/self/exe");
+                // Whoever starts the tests may ignore signals, as shells do for what they start in the background.
+                let mut stage = Command::new("env");
                 stage
+                    .arg("--default-signal")
+                    .arg(&own)
                     .env(vars::LEVEL, "stage")
                     .env(vars::NAME, test.name)
                     .env(vars::VIEW, view.name());
