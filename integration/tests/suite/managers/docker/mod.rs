@@ -125,9 +125,13 @@ impl Docker<'_> {
     }
 
     /// Runs a script to success; what it prints.
+    ///
+    /// The container outlives its script a little: on a busy machine dockerd may open the fifo of its output only when a short
+    /// one is over, and what it printed is lost ("copy stream failed: reading from a closed fifo").
     #[track_caller]
     fn shell(&self, flags: &[&str], script: &str) -> String {
-        self.run("proa", &[&["--rm"], flags].concat(), &["sh", "-c", script])
+        let script = format!("{script}\nstatus=$?; sleep 0.2; exit $status");
+        self.run("proa", &[&["--rm"], flags].concat(), &["sh", "-c", &script])
             .ok()
     }
 
