@@ -25,3 +25,16 @@ pub fn compile(dir: &Path, name: &str, source: &str, flags: &[&str]) -> PathBuf 
     assert!(status.success(), "clang {name}.c: {status}");
     module
 }
+
+/// One section of a module: its identity, the size of its content (LEB128) and that.
+pub fn section(id: u8, content: &[u8]) -> Vec<u8> {
+    let mut section = vec![id];
+    let mut size = content.len();
+    while size >= 0x80 {
+        section.push(size as u8 | 0x80);
+        size >>= 7;
+    }
+    section.push(size as u8);
+    section.extend_from_slice(content);
+    section
+}

@@ -5,13 +5,14 @@ use super::limits::Bounds;
 use super::module::{self, Kind, Refusal, Survey};
 use super::open::{self, Resolver};
 use crate::aot::{Digest, Hashing};
+use crate::from_start::FromStart;
 use crate::native;
 use crate::recognise::{self, Evidence};
 use crate::{Error, Guest};
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 
 /// As many bytes of a file as tell its kind.
 pub const HEAD: usize = 64;
@@ -39,8 +40,7 @@ pub fn is_kernels(guest: &Guest, file: &File) -> bool {
     if guest.evidence == Evidence::Marked {
         return false;
     }
-    let mut magic = [0; module::MAGIC.len()];
-    if !read_head(file, &mut magic).is_ok_and(|length| magic[..length] == *module::MAGIC) {
+    if !read_head(file, module::MAGIC.len()).is_ok_and(|head| head == *module::MAGIC) {
         return true;
     }
     let executable = file
@@ -76,9 +76,8 @@ fn by_name(refusal: Refusal, name: &str) -> Refusal {
 
 fn survey(file: &File, bounds: &Bounds, identify: bool) -> Result<Option<(Survey, Option<Digest>)>, Refusal> {
     let size = file.metadata().map_err(Refusal::Read)?.len();
-    let mut head = [0; HEAD];
-    let length = read_head(file, &mut head).map_err(Refusal::Read)?;
-    if module::kind(&head[..length])? == Kind::Program {
+    let head = read_head(file, HEAD).map_err(Refusal::Read)?;
+    if module::kind(&head)? == Kind::Program {
         return Ok(None);
     }
     let mut hashing = Hashing::new(file);
@@ -99,14 +98,9 @@ fn survey(file: &File, bounds: &Bounds, identify: bool) -> Result<Option<(Survey
     Ok(Some((survey, digest)))
 }
 
-fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
-    let mut length = 0;
-    loop {
-        match file.read_at(&mut head[length..], length as u64) {
-            Ok(0) => return Ok(length),
-            Ok(more) => length += more,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+/// The first `most` bytes, or all if there are fewer.
+fn read_head(file: &File, most: usize) -> std::io::Result<Vec<u8>> {
+    let mut head = Vec::with_capacity(most);
+    FromStart::new(file).take(most as u64).read_to_end(&mut head)?;
+    Ok(head)
 }

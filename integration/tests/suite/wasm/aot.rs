@@ -185,7 +185,9 @@ fn a_container_is_not_disturbed_by_the_compiler_beside_it(ctx: &Ctx) {
     // Both read the module for as long as this one's size makes them.
     let room = Room::new(ctx);
     let mut bytes = fs::read(room.module()).unwrap();
-    bytes.extend(custom_section("padding", 48 << 20));
+    let mut padding = b"\x07padding".to_vec();
+    padding.resize(48 << 20, 0);
+    bytes.extend(wasm::section(0, &padding));
     fs::write(room.module(), &bytes).unwrap();
     let (used, out) = room.policy("background").run();
     assert!(!used && out.log.contains("compiling in the background"), "{out:?}");
@@ -197,21 +199,6 @@ fn a_container_is_not_disturbed_by_the_compiler_beside_it(ctx: &Ctx) {
     }
     assert_eq!(room.list().len(), 1);
     assert!(room.run().0);
-}
-
-/// A section that says nothing to an engine, with a `payload` of so many zero bytes.
-fn custom_section(name: &str, payload: usize) -> Vec<u8> {
-    let mut section = vec![0];
-    let mut size = 1 + name.len() + payload;
-    while size >= 0x80 {
-        section.push(size as u8 | 0x80);
-        size >>= 7;
-    }
-    section.push(size as u8);
-    section.push(name.len() as u8);
-    section.extend(name.as_bytes());
-    section.resize(section.len() + payload, 0);
-    section
 }
 
 fn what_the_policy_does_not_want_is_not_used_or_made(ctx: &Ctx) {

@@ -93,9 +93,7 @@ fn set(bundle: &Bundle, annotations: &Value, args: &[&str]) {
 fn module(sections: &[(u8, &[u8])]) -> Vec<u8> {
     let mut module = b"\0asm\x01\0\0\0".to_vec();
     for (id, content) in sections {
-        module.push(*id);
-        module.push(u8::try_from(content.len()).unwrap());
-        module.extend_from_slice(content);
+        module.extend(wasm::section(*id, content));
     }
     module
 }
