@@ -214,13 +214,14 @@ fn containerd_tells_of_the_end_of_memory(ctx: &Ctx, release: Release) {
     containerd.kill("KILL", &id);
     containerd.remove(&id);
 
-    // The init itself, which gives the shim a moment to look.
-    let id = ctx.id();
-    let script = "tail /dev/zero; echo $?; sleep 0.5; exec tail /dev/zero";
-    containerd.run(&limited, &id, &["sh", "-c", script]).code(137);
+    // The init itself, once the shim has had its look.
+    let script = "tail /dev/zero; while ! test -e /go; do sleep 0.05; done; exec tail /dev/zero";
+    let id = containerd.detached(&limited, &["sh", "-c", script]);
     events.tells(&id, "/tasks/oom", "");
+    let go = ["task", "exec", "--exec-id", "e1", &id, "touch", "/go"];
+    containerd.ctr(&go).ok();
     events.tells(&id, "/tasks/exit", "\"exit_status\":137");
-    containerd.ctr(&["container", "rm", &id]).ok();
+    containerd.remove(&id);
 }
 
 fn containerd_kills_one_process_or_all(ctx: &Ctx, release: Release) {

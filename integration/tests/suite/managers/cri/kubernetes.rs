@@ -284,6 +284,8 @@ pub fn cri_says_that_a_wasm_container_ran_out_of_memory(ctx: &Ctx, release: Rele
     config["linux"] = json!({"resources": {"memory_limit_in_bytes": 48 << 20, "memory_swap_limit_in_bytes": 48 << 20}});
     let id = cri.start_with(&pod, "app", &["/guest.wasm", "loop"], &config);
     cri.says("app/0.log", " stdout F ready\n");
+    assert_eq!(cri.exec(&id, &["tail", "/dev/zero"]).0, 137);
+    cri.hears_of_memory(&id);
     // The guest's own memory can't pass the limit. Files in memory can: the engine is the largest process then, as long as who
     // writes them has no buffer worth the name.
     cri.ask(
@@ -291,12 +293,12 @@ pub fn cri_says_that_a_wasm_container_ran_out_of_memory(ctx: &Ctx, release: Rele
         &json!({"container_id": id, "cmd": ["dd", "if=/dev/zero", "of=/dev/shm/file", "bs=4k"], "timeout": 10}),
     )
     .ok();
-    assert_eq!(cri.status(&id), 137);
-    // Who is first to tell, the kernel or the shim's parent, is not the runtime's to say.
-    eventually("the reason", || {
-        let answer = cri.call("ContainerStatus", json!({"container_id": id}));
-        (answer["status"]["reason"] == "OOMKilled").then_some(())
-    });
+    let status = cri.ended(&id);
+    assert_eq!(
+        (&status["exit_code"], &status["reason"]),
+        (&json!(137), &json!("OOMKilled")),
+        "{status}"
+    );
     cri.remove(&pod);
 }
 

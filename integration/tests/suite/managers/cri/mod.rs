@@ -309,6 +309,17 @@ impl Cri<'_> {
         self.ended(id)["exit_code"].as_i64().unwrap_or(0)
     }
 
+    /// Waits until containerd knows that the kernel has killed a process of the running container for want of memory. Only then
+    /// may the init be killed so: the end of a cgroup's last process lets systemd remove it, maybe before the shim has read why.
+    fn hears_of_memory(&mut self, id: &str) {
+        eventually("the word of the killed process", || {
+            let answer = self.call("ContainerStatus", json!({"container_id": id}));
+            let status = &answer["status"];
+            assert_eq!(status["state"], "CONTAINER_RUNNING", "{status}");
+            (status["reason"] == "OOMKilled").then_some(())
+        });
+    }
+
     fn stop(&mut self, id: &str, timeout: u32) -> i64 {
         self.call("StopContainer", json!({"container_id": id, "timeout": timeout}));
         self.status(id)

@@ -359,9 +359,10 @@ pub fn cri_says_that_memory_ran_out(ctx: &Ctx, release: Release) {
     let mut cri = cri(ctx, release, &busybox(ctx));
     let pod = cri.pod(&json!({}));
     let limit = json!({"linux": {"resources": {"memory_limit_in_bytes": 16 << 20}}});
-    // The init gives the shim a moment: who is first to tell, the kernel or the shim's parent, is not the runtime's to say.
-    let script = "tail /dev/zero; sleep 0.5; exec tail /dev/zero";
+    let script = "tail /dev/zero; while ! test -e /go; do sleep 0.05; done; exec tail /dev/zero";
     let id = cri.start_with(&pod, "main", &["sh", "-c", script], &limit);
+    cri.hears_of_memory(&id);
+    assert_eq!(cri.exec(&id, &["touch", "/go"]).0, 0);
     let status = cri.ended(&id);
     assert_eq!(
         (&status["exit_code"], &status["reason"]),
