@@ -66,7 +66,8 @@ fn podman_exports_and_imports_a_checkpoint(ctx: &Ctx, release: Release) {
 fn podman_shows_why_a_checkpoint_failed(ctx: &Ctx, release: Release) {
     let podman = podman(ctx, release, &busybox(ctx));
     // CRIU does not save a connected socket unless it is told to.
-    let program = "tail -f /dev/null | nc -l -p 77 & sleep 0.3; tail -f /dev/null | nc 127.0.0.1 77 & sleep 0.3; echo up > /up; wait";
+    let program = "has() { until grep -q \":004D .* $1 \" /proc/net/tcp*; do sleep 0.05; done; }; \
+                   tail -f /dev/null | nc -l -p 77 & has 0A; tail -f /dev/null | nc 127.0.0.1 77 & has 01; echo up > /up; wait";
     podman.run(&["--detach", "--name", "it"], &["sh", "-c", program]).ok();
     eventually("the connection", || {
         (podman.call(&["exec", "it", "cat", "/up"]).code == 0).then_some(())
