@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::super::{V1, busybox_with_guest, image_with};
 use super::streams::{STDERR, STDIN, STDOUT};
-use super::{Cri, DRIVERS, Pod, Release, configuration, cri, cri_with, own_network, path_with_runc};
+use super::{Cri, DRIVERS, Pod, Release, configuration, cri, cri_with, exec_request, own_network, path_with_runc};
 
 of_both! {
     cri_has_wasm_pods_beside_runcs .views(V1).seconds(120).only_proa();
@@ -288,11 +288,8 @@ pub fn cri_says_that_a_wasm_container_ran_out_of_memory(ctx: &Ctx, release: Rele
     cri.hears_of_memory(&id);
     // The guest's own memory can't pass the limit. Files in memory can: the engine is the largest process then, as long as who
     // writes them has no buffer worth the name.
-    cri.ask(
-        "ExecSync",
-        &json!({"container_id": id, "cmd": ["dd", "if=/dev/zero", "of=/dev/shm/file", "bs=4k"], "timeout": 10}),
-    )
-    .ok();
+    let fill = exec_request(&id, &["dd", "if=/dev/zero", "of=/dev/shm/file", "bs=4k"]);
+    cri.ask("ExecSync", &fill).ok();
     let status = cri.ended(&id);
     assert_eq!(
         (&status["exit_code"], &status["reason"]),

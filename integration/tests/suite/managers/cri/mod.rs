@@ -291,7 +291,7 @@ impl Cri<'_> {
     }
 
     fn exec(&mut self, id: &str, command: &[&str]) -> (i64, String) {
-        let answer = self.call("ExecSync", json!({"container_id": id, "cmd": command, "timeout": 10}));
+        let answer = self.call("ExecSync", exec_request(id, command));
         let code = answer["exit_code"].as_i64().unwrap_or(0);
         (code, unbase64(answer["stdout"].as_str().unwrap_or_default()))
     }
@@ -347,6 +347,10 @@ impl Drop for Cri<'_> {
         drop(self.client.stdin.take());
         self.client.wait().expect("the client");
     }
+}
+
+fn exec_request(id: &str, command: &[&str]) -> Value {
+    json!({"container_id": id, "cmd": command, "timeout": 10 * proa_integration::patience()})
 }
 
 /// What `bytes` are in JSON.
