@@ -1,6 +1,7 @@
 """Speaks CRI for the tests: a line of JSON in (method, request), a line out (ok or error).
 
-cri.py DESCRIPTORS SOCKET; DESCRIPTORS is what `protoc --descriptor_set_out` makes of cri.proto.
+cri.py DESCRIPTORS SOCKET SECONDS; DESCRIPTORS is what `protoc --descriptor_set_out` makes of cri.proto, SECONDS what a call
+may take.
 """
 
 import json
@@ -28,7 +29,7 @@ for line in sys.stdin:
     takes, gives = (factory.GetPrototype(pool.FindMessageTypeByName(type)) for type in (takes, gives))
     call = channel.unary_unary(path, takes.SerializeToString, gives.FromString)
     try:
-        answer = call(json_format.ParseDict(request, takes()), timeout=30, wait_for_ready=True)
+        answer = call(json_format.ParseDict(request, takes()), timeout=int(sys.argv[3]), wait_for_ready=True)
         answer = {"ok": json_format.MessageToDict(answer, preserving_proto_field_name=True)}
     except grpc.RpcError as error:
         answer = {"error": error.details()}

@@ -71,6 +71,7 @@ fn cri_with<'a>(ctx: &'a Ctx, release: Release, image: &Path, config: &str, env:
         .arg(helpers.join("cri.py"))
         .arg(descriptors)
         .arg(&containerd.socket)
+        .arg((30 * proa_integration::patience()).to_string())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
