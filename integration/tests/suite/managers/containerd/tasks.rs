@@ -221,7 +221,7 @@ fn containerd_tells_of_the_end_of_memory(ctx: &Ctx, release: Release) {
     let go = ["task", "exec", "--exec-id", "e1", &id, "touch", "/go"];
     containerd.ctr(&go).ok();
     events.tells(&id, "/tasks/exit", "\"exit_status\":137");
-    containerd.remove(&id);
+    assert_eq!(containerd.remove(&id), 137);
 }
 
 fn containerd_kills_one_process_or_all(ctx: &Ctx, release: Release) {

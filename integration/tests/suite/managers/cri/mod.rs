@@ -321,6 +321,16 @@ impl Cri<'_> {
         });
     }
 
+    #[track_caller]
+    fn ends_for_memory(&mut self, id: &str) {
+        let status = self.ended(id);
+        assert_eq!(
+            (&status["exit_code"], &status["reason"]),
+            (&json!(137), &json!("OOMKilled")),
+            "{status}"
+        );
+    }
+
     fn stop(&mut self, id: &str, timeout: u32) -> i64 {
         self.call("StopContainer", json!({"container_id": id, "timeout": timeout}));
         self.status(id)
