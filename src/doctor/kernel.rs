@@ -5,7 +5,7 @@ use crate::launch;
 use crate::namespace::Kind;
 use nix::errno::Errno;
 use nix::sys::wait::{WaitStatus, waitpid};
-use proa_sys::clone::{Child, Clone, Side};
+use proa_sys::clone::{self, Child, Clone, Side};
 use proa_sys::errno::Raw;
 use proa_sys::{exec, mount, security};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
@@ -53,13 +53,13 @@ pub(super) fn checks(rootless: bool) -> Vec<Check> {
 }
 
 /// Makes a process in new namespaces, which ends at once: the errno, or how it ended.
-fn try_clone(flags: u64) -> Result<(), Errno> {
-    match proa_sys::clone::clone(&Clone {
+fn try_clone(flags: u64) -> Result<(), clone::Error> {
+    match clone::clone(&Clone {
         flags,
         into_cgroup: None,
     })? {
         Side::Child { .. } => exec::exit_now(0),
-        Side::Parent(child) => reap(&child).map(drop),
+        Side::Parent(child) => Ok(reap(&child).map(drop)?),
     }
 }
 
@@ -121,7 +121,7 @@ fn clone3() -> Check {
             flags: 0,
             into_cgroup: Some(directory.as_fd()),
         };
-        match proa_sys::clone::clone(&what).ok()? {
+        match clone::clone(&what).ok()? {
             Side::Child { in_cgroup } => exec::exit_now(u8::from(!in_cgroup)),
             Side::Parent(child) => Some((reap(&child), child.pidfd.is_some())),
         }

@@ -106,12 +106,12 @@ fn harmless(directory: OwnedFd) -> Result<OwnedFd, Error> {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel refused.
-    #[error("clone3({namespaces:?}): {errno}")]
+    #[error("clone3({namespaces:?}): {source}")]
     Clone {
         /// The namespaces asked for.
         namespaces: Vec<Kind>,
         /// Why not.
-        errno: Errno,
+        source: proa_sys::clone::Error,
     },
     /// The way into the cgroup can't be made one from which nothing else is reached.
     #[error("read-only clone of the cgroup's mount: {0}")]
@@ -138,9 +138,9 @@ pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Re
     }
     pad(&mut argv, birth.title);
     let flags = birth.new.iter().fold(0, |flags, kind| flags | kind.flag());
-    let side = clone_into(flags, birth.into_cgroup.as_ref(), birth.optional).map_err(|errno| Error::Clone {
+    let side = clone_into(flags, birth.into_cgroup.as_ref(), birth.optional).map_err(|source| Error::Clone {
         namespaces: birth.new.clone(),
-        errno,
+        source,
     })?;
     let in_cgroup = match side {
         Side::Parent(child) => return Ok(child),
@@ -210,13 +210,14 @@ fn become_init(
 }
 
 /// Clones into a cgroup; where that is optional and not permitted, without.
-pub fn clone_into(flags: u64, cgroup: Option<&OwnedFd>, optional: bool) -> Result<Side, Errno> {
+pub fn clone_into(flags: u64, cgroup: Option<&OwnedFd>, optional: bool) -> Result<Side, proa_sys::clone::Error> {
+    use proa_sys::clone::Error::Call;
     let mut what = Clone {
         flags,
         into_cgroup: cgroup.map(AsFd::as_fd),
     };
     match proa_sys::clone::clone(&what) {
-        Err(errno) if optional && cgroup.is_some() && is_refusal(errno) => {
+        Err(Call(errno)) if optional && cgroup.is_some() && is_refusal(errno) => {
             what.into_cgroup = None;
             proa_sys::clone::clone(&what)
         }

@@ -1,6 +1,6 @@
 //! clone3(2) with a fall-back to clone(2).
 
-use crate::{Errno, Result};
+use crate::{Errno, Result, threads};
 use nix::unistd::Pid;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -34,6 +34,17 @@ pub struct Child {
     pub pidfd: Option<OwnedFd>,
 }
 
+/// Why there is no new process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Another thread uses the caller's memory.
+    #[error("this process has other threads, and a copy of it would wait for ever for what they hold locked")]
+    Threads,
+    /// The kernel refused, or does not tell whether there are other threads.
+    #[error(transparent)]
+    Call(#[from] Errno),
+}
+
 /// clone3(2) wants its size as an argument; this is `struct clone_args` of Linux 5.7 (`CLONE_ARGS_SIZE_VER2`).
 #[repr(C, align(8))]
 #[derive(Default)]
@@ -57,10 +68,13 @@ pub const CLONE_NEWTIME: u64 = 0x80;
 
 /// Makes a process that goes on in a copy of the caller's memory, as fork(2) does: returns on both sides.
 ///
-/// The caller must be single-threaded (as all of proa is): otherwise a lock held by another thread would stay locked in
-/// the child for ever. Falls back from clone3(2) to clone(2) on kernels before 5.3 or where a seccomp filter answers
+/// [`Error::Threads`] if the caller is not single-threaded, as proa is whenever it makes a process: a lock held by another
+/// thread (the allocator's, say) would stay locked in the child for ever. Falls back from clone3(2) to clone(2) on kernels before 5.3 or where a seccomp filter answers
 /// ENOSYS, and from `CLONE_INTO_CGROUP` to a plain clone where the kernel is older than 5.7; [`Side::Child`] tells.
-pub fn clone(what: &Clone<'_>) -> Result<Side> {
+pub fn clone(what: &Clone<'_>) -> std::result::Result<Side, Error> {
+    if !threads::is_alone()? {
+        return Err(Error::Threads);
+    }
     let mut pidfd: libc::c_int = -1;
     let mut in_cgroup = what.into_cgroup.is_some();
     // With CLONE_PARENT the child sends its new parent what the caller would have sent: the kernel insists on 0 here.
@@ -120,4 +134,34 @@ fn raw_clone(flags: u64) -> Result<i32> {
     #[cfg(not(target_arch = "s390x"))]
     let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
     Errno::result(result).map(|pid| pid as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::wait::{WaitStatus, waitpid};
+
+    #[test]
+    fn a_process_with_threads_is_not_cloned() {
+        std::thread::scope(|scope| {
+            let (end, wait) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || wait.recv());
+            assert_eq!(clone(&Clone::default()).map(drop), Err(Error::Threads));
+            drop(end);
+        });
+    }
+
+    /// The copy has the calling thread alone, and is one that may be cloned.
+    #[test]
+    fn a_process_without_threads_is_cloned() {
+        let status = crate::threads::tests::in_a_copy(|| match clone(&Clone::default()) {
+            Ok(Side::Child { .. }) => crate::exec::exit_now(7),
+            Ok(Side::Parent(child)) => match waitpid(child.pid, None) {
+                Ok(WaitStatus::Exited(_, 7)) => 0,
+                _ => 1,
+            },
+            Err(_) => 2,
+        });
+        assert_eq!(status, 0);
+    }
 }

@@ -16,6 +16,7 @@ pub mod net;
 pub mod security;
 pub mod shared;
 pub mod signal;
+pub mod threads;
 
 /// The error of a raw system call.
 pub type Errno = nix::errno::Errno;

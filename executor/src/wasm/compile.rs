@@ -45,6 +45,7 @@ impl Compiler {
         let (module, output, lifeline) = (inherit(task.module)?, inherit(task.output)?, inherit(task.lifeline)?);
         let module = File::from(module);
         let library = engine::load(engine_dir, engine::Use::Compile)?;
+        engine::has_one_thread(|| engine::LIBRARY.to_owned(), "when it is loaded")?;
         let unknown = || Refusal::Engine {
             engine: format!("WasmEdge {}", library.version()),
             phase: "compile",

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// The engine's name as the dynamic loader knows it.
-const LIBRARY: &str = "libwasmedge.so.0";
+pub const LIBRARY: &str = "libwasmedge.so.0";
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +46,25 @@ pub enum EngineError {
         plugin: PathBuf,
         /// The engine's name and version.
         engine: String,
+    },
+    /// A thread that nothing confines.
+    #[error(
+        "{library}: it starts a thread {when}, which would not be confined: capabilities, no_new_privs, seccomp filters, \
+         labels and Landlock's rules are each thread's own (a thread that it starts when the guest calls it is confined)"
+    )]
+    Threads {
+        /// Who started it, or who may have.
+        library: String,
+        /// At which step.
+        when: &'static str,
+    },
+    /// Whether there is such a thread can't be told.
+    #[error("{library}: whether it has started threads can't be told: {errno}")]
+    Uncounted {
+        /// Who may have.
+        library: String,
+        /// Why not.
+        errno: Errno,
     },
     /// Something else of that name.
     #[error(
@@ -117,8 +136,38 @@ pub fn load_plugins(library: &Library, plugins: &[PathBuf]) -> Result<(), Engine
                 engine: format!("WasmEdge {}", library.version()),
             });
         }
+        has_one_thread(|| format!("plugin {}", plugin.display()), "when it is loaded")?;
     }
     Ok(())
+}
+
+/// Demands that this process still has one thread, after `library` was loaded: what a process is confined by holds for the
+/// thread that asks for it, and for those that it starts later.
+pub fn has_one_thread(library: impl Fn() -> String, when: &'static str) -> Result<(), EngineError> {
+    match proa_sys::threads::is_alone() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(EngineError::Threads {
+            library: library(),
+            when,
+        }),
+        Err(errno) => Err(EngineError::Uncounted {
+            library: library(),
+            errno,
+        }),
+    }
+}
+
+/// The same for `plugins` at the last moment: the engine has made their modules by now, which is code of theirs. This process
+/// is under the container's filter, which may end who calls what it does not know: procfs is asked first.
+pub fn have_started_no_thread(plugins: &[PathBuf]) -> Result<(), EngineError> {
+    if plugins.is_empty() || proa_sys::threads::count() == Ok(1) {
+        return Ok(());
+    }
+    let names = || {
+        let names: Vec<String> = plugins.iter().map(|plugin| plugin.display().to_string()).collect();
+        format!("plugin {}", names.join(" or "))
+    };
+    has_one_thread(names, "when the engine makes its module")
 }
 
 /// The directory's path, where `dir` is what was opened for this process.

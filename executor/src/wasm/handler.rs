@@ -113,6 +113,7 @@ impl WasmHandler {
         };
         progress.is_over(Phase::Find);
         let library = engine::load(engine_dir, engine::Use::Run)?;
+        engine::has_one_thread(|| engine::LIBRARY.to_owned(), "when it is loaded")?;
         names::fix(network::asks_nameservers(guest))?;
         engine::load_plugins(&library, policy.map_or(&[][..], |policy| &policy.plugins))?;
         progress.page.engine(&format!("WasmEdge {}", library.version()));
@@ -252,6 +253,7 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
         progress.is_over(Phase::Instantiate);
     }
 
+    engine::have_started_no_thread(guest.policy.as_ref().map_or(&[], |policy| &policy.plugins))?;
     strings.files.enforce()?;
     network::enforce(guest)?;
     // Its thread inherits what holds for this one.

@@ -5,8 +5,8 @@
 
 use super::{Job, Limits};
 use crate::cgroup::Driver;
-use crate::launch::Error;
 use crate::launch::code::Site;
+use crate::launch::{Error, spawn};
 use crate::state::Store;
 use nix::errno::Errno;
 use proa_executor::aot::{Cache, Level, Lock, Options};
@@ -93,7 +93,10 @@ pub fn in_background(
     let argv = [c"proa".to_owned(), verb, text];
     let env = KEPT.iter().filter_map(|name| variable(name)).collect::<Vec<_>>();
 
-    let cloned = proa_sys::clone::clone(&Clone::default()).map_err(Error::call("clone3()"))?;
+    let cloned = proa_sys::clone::clone(&Clone::default()).map_err(|source| spawn::Error::Clone {
+        namespaces: Vec::new(),
+        source,
+    })?;
     let Side::Parent(child) = cloned else {
         // A copy of this process that only makes the other one.
         let status = match proa_sys::clone::clone(&Clone::default()) {

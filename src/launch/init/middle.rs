@@ -79,9 +79,9 @@ fn make_init(middle: &Middle, handover: &Handover, report: &mut Report) -> Resul
         .fold(libc::CLONE_PARENT as u64, |flags, kind| flags | kind.flag());
     // Or the child would have the same lines to tell.
     report.flush()?;
-    let side = spawn::clone_into(flags, into.as_ref(), middle.optional).map_err(|errno| spawn::Error::Clone {
+    let side = spawn::clone_into(flags, into.as_ref(), middle.optional).map_err(|source| spawn::Error::Clone {
         namespaces: middle.new.clone(),
-        errno,
+        source,
     })?;
     let in_cgroup = match side {
         Side::Parent(child) => {

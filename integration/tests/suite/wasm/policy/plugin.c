@@ -5,13 +5,16 @@
  *   read(path, path_length, to, most) -> i32      reads a file by a call of its own: how many bytes, or less than zero
  *   reach(address, port, datagram) -> i32         connects and sends a byte, by system calls of its own: an errno
  *
- * The last two do what somebody could who has got the better of the engine. The declarations are those of
+ * The last two do what somebody could who has got the better of the engine. With THREAD_AT_LOAD and THREAD_AT_CREATE a thread
+ * does that reading which was started when the plugin was loaded, or when the engine made its module. The declarations are those of
  * wasmedge/wasmedge.h, equal in 0.14 and 0.17 but for the width of two parameters, which are passed in registers.
  */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <pthread.h>
+#include <semaphore.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -73,19 +76,69 @@ static Result twice(void *data, const void *frame, const Value *in, Value *out)
 	return (Result){0};
 }
 
+static int read_path(const char *path, uint8_t *to, int most)
+{
+	int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY, 0);
+	int got = fd < 0 ? -1 : syscall(SYS_read, fd, to, most);
+	if (fd >= 0)
+		close(fd);
+	return got;
+}
+
+static sem_t asked, answered;
+static struct {
+	const char *path;
+	uint8_t *to;
+	int most, got;
+} job;
+
+static void *reader(void *unused)
+{
+	for (;;) {
+		sem_wait(&asked);
+		job.got = read_path(job.path, job.to, job.most);
+		sem_post(&answered);
+	}
+	return NULL;
+}
+
+__attribute__((unused)) static void start_reader(void)
+{
+	pthread_t thread;
+	sem_init(&asked, 0, 0);
+	sem_init(&answered, 0, 0);
+	pthread_create(&thread, NULL, reader, NULL);
+}
+
+#if defined THREAD_AT_LOAD || defined THREAD_AT_CREATE
+static int read_by_thread(const char *path, uint8_t *to, int most)
+{
+	job.path = path;
+	job.to = to;
+	job.most = most;
+	sem_post(&asked);
+	sem_wait(&answered);
+	return job.got;
+}
+#define read_path read_by_thread
+#endif
+
+#ifdef THREAD_AT_LOAD
+__attribute__((constructor)) static void loaded(void)
+{
+	start_reader();
+}
+#endif
+
 static Result read_file(void *data, const void *frame, const Value *in, Value *out)
 {
 	char path[256] = "";
 	uint8_t *from = memory(frame, in[0], in[1]), *to = memory(frame, in[2], in[3]);
 	int length = WasmEdge_ValueGetI32(in[1]);
-	int fd = -1, got = -1;
+	int got = -1;
 	if (from && to && length < (int)sizeof path) {
 		memcpy(path, from, length);
-		fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY, 0);
-	}
-	if (fd >= 0) {
-		got = syscall(SYS_read, fd, to, WasmEdge_ValueGetI32(in[3]));
-		close(fd);
+		got = read_path(path, to, WasmEdge_ValueGetI32(in[3]));
 	}
 	out[0] = WasmEdge_ValueGenI32(got);
 	return (Result){0};
@@ -117,6 +170,9 @@ static Module *create(const Descriptor *descriptor)
 	add(module, "twice", 1, twice);
 	add(module, "read", 4, read_file);
 	add(module, "reach", 3, reach);
+#ifdef THREAD_AT_CREATE
+	start_reader();
+#endif
 	return module;
 }
 

@@ -54,6 +54,11 @@ int main(int argc, char **argv)
 
 /// Compiles the plugin; it finds the engine that is there by its name.
 pub fn plugin(ctx: &Ctx) -> PathBuf {
+    plugin_as(ctx, &[])
+}
+
+/// The same with flags for the compiler.
+fn plugin_as(ctx: &Ctx, flags: &[&str]) -> PathBuf {
     let dir = ctx.mkdir("plugins");
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     let (source, plugin, engine) = (
@@ -73,7 +78,11 @@ pub fn plugin(ctx: &Ctx) -> PathBuf {
     };
     let out = ["-o", engine.to_str().unwrap(), "-Wl,-soname,libwasmedge.so.0"];
     cc(&out, &[&dir.join("nothing.c")]);
-    let out = ["-o", plugin.to_str().unwrap(), "-Wl,--no-as-needed"];
+    let out = [
+        &["-o", plugin.to_str().unwrap(), "-pthread", "-Wl,--no-as-needed"],
+        flags,
+    ]
+    .concat();
     cc(&out, &[&source, &engine]);
     // Only to link to: what is loaded is the real one.
     fs::remove_file(engine).unwrap();
@@ -83,7 +92,17 @@ pub fn plugin(ctx: &Ctx) -> PathBuf {
 
 /// The guest with a configuration file that has `key` list the plugin.
 pub fn with_plugin(ctx: &Ctx, key: &str, annotations: &[(&str, &str)]) -> (Bundle, PathBuf, PathBuf) {
-    let plugin = plugin(ctx);
+    with_plugin_as(ctx, &[], key, annotations)
+}
+
+/// The same with flags for the plugin's compiler.
+pub fn with_plugin_as(
+    ctx: &Ctx,
+    flags: &[&str],
+    key: &str,
+    annotations: &[(&str, &str)],
+) -> (Bundle, PathBuf, PathBuf) {
+    let plugin = plugin_as(ctx, flags);
     let bundle = module(ctx, GUEST, annotations);
     bundle.args(&["/module.wasm", "twice", "21"]);
     let file = configuration(ctx, &format!("[wasm.plugins]\n{key} = [{plugin:?}]\n"));
