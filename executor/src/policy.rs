@@ -82,6 +82,9 @@ pub struct Files {
     pub named: Vec<Preopen>,
     /// The destinations of the bundle's mounts, for [`Preopens::Mounts`], and whether each is read-only.
     pub mounts: Vec<(PathBuf, bool)>,
+    /// The destinations of the bundle's other mounts, the kernel's file systems and what is below `/dev`: what lies in them is
+    /// not given by [`Preopens::Mounts`].
+    pub interfaces: Vec<PathBuf>,
 }
 
 /// The directories that follow from the bundle; each value is narrower than the one before.

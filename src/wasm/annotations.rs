@@ -5,7 +5,7 @@
 //! that names it: a limit that was asked for and silently isn't there is worse than a container that does not start.
 
 use super::settings::{Settings, Wasm};
-use super::units;
+use super::{Mounts, units};
 use proa_executor::policy::{Aot, Files, Limits, Network, Policy, Preopen, Preopens, Rule};
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -52,13 +52,8 @@ fn names() -> String {
     NAMES.map(|(name, _)| name).join(", ")
 }
 
-/// The policy of one container: what the file says, narrowed by the annotations. `mounts` are the destinations of the
-/// bundle's mounts that have content of their own, and whether each is read-only.
-pub fn policy(
-    settings: &Settings,
-    annotations: &HashMap<String, String>,
-    mounts: Vec<(PathBuf, bool)>,
-) -> Result<Policy, Error> {
+/// The policy of one container with these mounts: what the file says, narrowed by the annotations.
+pub fn policy(settings: &Settings, annotations: &HashMap<String, String>, mounts: Mounts) -> Result<Policy, Error> {
     let wasm = &settings.wasm;
     let mut policy = from_file(wasm, mounts);
     // In an order of its own, so that the same error is reported each time.
@@ -86,7 +81,7 @@ pub fn policy(
     Ok(policy)
 }
 
-fn from_file(wasm: &Wasm, mounts: Vec<(PathBuf, bool)>) -> Policy {
+fn from_file(wasm: &Wasm, mounts: Mounts) -> Policy {
     let limits = wasm.limits;
     let network = &wasm.network;
     Policy {
@@ -104,7 +99,8 @@ fn from_file(wasm: &Wasm, mounts: Vec<(PathBuf, bool)>) -> Policy {
             preopens: wasm.files.preopens,
             ceiling: wasm.files.preopens,
             named: Vec::new(),
-            mounts,
+            mounts: mounts.content,
+            interfaces: mounts.interfaces,
         },
         network: Network {
             listen: network.listen.iter().cloned().collect(),
@@ -226,7 +222,7 @@ mod tests {
             .iter()
             .map(|(name, value)| (format!("{PREFIX}{name}"), (*value).to_owned()))
             .collect();
-        policy(settings, &annotations, Vec::new())
+        policy(settings, &annotations, Mounts::default())
     }
 
     #[test]

@@ -18,28 +18,35 @@ use std::path::PathBuf;
 pub fn policy(settings: &Settings, spec: &Spec) -> Result<Policy, annotations::Error> {
     let none = Default::default();
     let annotations = spec.annotations().as_ref().unwrap_or(&none);
-    annotations::policy(settings, annotations, content_mounts(spec))
+    annotations::policy(settings, annotations, mounts(spec))
 }
 
-/// The destinations of mounts that have content of their own, as opposed to the kernel's file systems, and whether each is
-/// read-only.
-fn content_mounts(spec: &Spec) -> Vec<(PathBuf, bool)> {
+/// The destinations of the bundle's mounts.
+#[derive(Debug, Default)]
+pub struct Mounts {
+    /// Those that have content of their own, and whether each is read-only.
+    pub content: Vec<(PathBuf, bool)>,
+    /// The kernel's file systems, and what is below `/dev`.
+    pub interfaces: Vec<PathBuf>,
+}
+
+fn mounts(spec: &Spec) -> Mounts {
     const KERNEL: [&str; 6] = ["proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue"];
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let content = mounts.iter().filter(|mount| {
+    let mut found = Mounts::default();
+    for mount in spec.mounts().as_deref().unwrap_or_default() {
+        let destination = mount.destination().clone();
         let kind = mount.typ().as_deref().unwrap_or_default();
-        let device = mount.destination().starts_with("/dev");
-        !KERNEL.contains(&kind) && !device
-    });
-    content
-        .map(|mount| {
-            let options = mount.options().as_deref().unwrap_or_default();
-            let read_only = options.iter().rev().find_map(|option| match option.as_str() {
-                "ro" | "rro" => Some(true),
-                "rw" | "rrw" => Some(false),
-                _ => None,
-            });
-            (mount.destination().clone(), read_only.unwrap_or(false))
-        })
-        .collect()
+        if KERNEL.contains(&kind) || destination.starts_with("/dev") {
+            found.interfaces.push(destination);
+            continue;
+        }
+        let options = mount.options().as_deref().unwrap_or_default();
+        let read_only = options.iter().rev().find_map(|option| match option.as_str() {
+            "ro" | "rro" => Some(true),
+            "rw" | "rrw" => Some(false),
+            _ => None,
+        });
+        found.content.push((destination, read_only.unwrap_or(false)));
+    }
+    found
 }

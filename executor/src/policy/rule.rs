@@ -7,8 +7,8 @@
 //! PORTS    = "*" | PORT | FIRST "-" LAST
 //! ```
 //!
-//! `dns` is for `connect` only, and admits that names are asked of the nameservers of `/etc/resolv.conf`: the C library does
-//! that in its own way, over sockets that no guest has. Without it names are those of `/etc/hosts`.
+//! `dns` is for `connect` only, and admits that names are asked of the nameservers that `/etc/resolv.conf` has when the guest
+//! starts: the C library does that in its own way, over sockets that no guest has. Without it names are those of `/etc/hosts`.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -177,8 +177,12 @@ pub struct Network {
 impl Network {
     /// Whether there is anything that it does not allow.
     pub fn restricts(&self) -> bool {
-        let any = |lists: &[Vec<Rule>]| lists.iter().any(|list| !list.contains(&Rule::Everything));
-        any(&self.listen) || any(&self.connect)
+        restrict(&self.listen) || self.restricts_connect()
+    }
+
+    /// Whether there is an address that nothing may be sent to.
+    pub fn restricts_connect(&self) -> bool {
+        restrict(&self.connect)
     }
 
     /// Whether a socket may be bound to this; port 0 is one of the kernel's choice.
@@ -205,6 +209,10 @@ impl Network {
             matches!(rule, Rule::Everything | Rule::Nameservers)
         })
     }
+}
+
+fn restrict(lists: &[Vec<Rule>]) -> bool {
+    lists.iter().any(|list| !list.contains(&Rule::Everything))
 }
 
 fn allowed(lists: &[Vec<Rule>], allows: impl Fn(&Rule) -> bool) -> bool {

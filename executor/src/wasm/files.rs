@@ -9,6 +9,7 @@
 //! The attackers are the guest and the image's author: the image's links must not decide what a policy grants. A directory
 //! that was named is opened without following any, and a mount's destination has to be what is mounted there.
 
+use super::interfaces::{self, Interfaces};
 use crate::policy::{self, Preopen, Preopens};
 use crate::{Error, Guest, native};
 use landlock::{
@@ -18,7 +19,6 @@ use landlock::{
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, fstat};
-use nix::sys::statfs::{self, FsType, fstatfs};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use proa_sys::errno::words;
 use std::ffi::CString;
@@ -30,29 +30,6 @@ use std::path::{Path, PathBuf};
 const LEAST: ABI = ABI::V1;
 /// The newest version whose rights are known here.
 const NEWEST: ABI = ABI::V5;
-
-/// What name resolution reads; see [`super::names`].
-const NAMES: [&str; 7] = [
-    "/etc/hosts",
-    "/etc/resolv.conf",
-    "/etc/host.conf",
-    "/etc/gai.conf",
-    "/etc/services",
-    "/etc/protocols",
-    "/etc/nsswitch.conf",
-];
-
-/// The file systems that are the kernel's interfaces: never given because a working directory happens to lie there. `/proc`
-/// has links that lead everywhere.
-const INTERFACES: [FsType; 7] = [
-    statfs::PROC_SUPER_MAGIC,
-    statfs::SYSFS_MAGIC,
-    statfs::CGROUP_SUPER_MAGIC,
-    statfs::CGROUP2_SUPER_MAGIC,
-    statfs::DEBUGFS_MAGIC,
-    statfs::TRACEFS_MAGIC,
-    statfs::SECURITYFS_MAGIC,
-];
 
 /// The directories of one guest, opened.
 pub struct Files {
@@ -99,7 +76,7 @@ impl Files {
         }
         let ruleset = match policy.preopens {
             Preopens::Root => None,
-            _ => Some(ruleset(&entries).map_err(unenforceable)?),
+            _ => Some(ruleset(&entries, policy).map_err(unenforceable)?),
         };
         let preopens = entries.iter().map(Entry::for_engine).collect::<Result<_, _>>()?;
         Ok(Self { preopens, ruleset })
@@ -172,8 +149,9 @@ fn root(guest: &Guest) -> Vec<Entry> {
 
 /// `process.cwd`, unless that is the root or leads to the kernel, and the bundle's mounts.
 fn from_bundle(policy: &policy::Files) -> Result<Vec<Entry>, Error> {
+    let interfaces = Interfaces::find(&policy.interfaces)?;
     let mut entries = Vec::new();
-    if let Some(cwd) = working_directory()? {
+    if let Some(cwd) = working_directory(&interfaces)? {
         entries.push(Entry {
             host: ".".into(),
             guest: ".".into(),
@@ -182,7 +160,7 @@ fn from_bundle(policy: &policy::Files) -> Result<Vec<Entry>, Error> {
         });
     }
     for (destination, read_only) in &policy.mounts {
-        if let Some(opened) = mounted(destination)? {
+        if let Some(opened) = mounted(destination, &interfaces)? {
             let shown = destination.to_string_lossy().into_owned();
             entries.push(Entry {
                 host: destination.clone(),
@@ -195,31 +173,35 @@ fn from_bundle(policy: &policy::Files) -> Result<Vec<Entry>, Error> {
     Ok(entries)
 }
 
-fn working_directory() -> Result<Option<OwnedFd>, Error> {
+/// The image says which it is (`WORKDIR`), and what its name leads to: it is judged by where it is.
+fn working_directory(interfaces: &Interfaces) -> Result<Option<OwnedFd>, Error> {
     let cwd = Path::new(".");
     let failed = |errno| refused(cwd, words(errno));
     let opened = directory(cwd).map_err(failed)?;
     let root = directory(Path::new("/")).map_err(|errno| refused(Path::new("/"), words(errno)))?;
-    let kind = fstatfs(&opened).map_err(failed)?.filesystem_type();
     let is_root = identity(opened.as_fd()).map_err(failed)? == identity(root.as_fd()).map_err(failed)?;
-    Ok((!is_root && !INTERFACES.contains(&kind)).then_some(opened))
+    let leads_to_kernel =
+        interfaces.have(opened.as_fd()).map_err(failed)? || interfaces.are_below(opened.as_fd()).map_err(failed)?;
+    Ok((!is_root && !leads_to_kernel).then_some(opened))
 }
 
 /// The directory that is mounted at `destination`; `None` if it is a file, or was covered by a later mount, or can't be
-/// reached by the container's user: a Linux program would not get there either.
-fn mounted(destination: &Path) -> Result<Option<OwnedFd>, Error> {
+/// reached by the container's user: a Linux program would not get there either. `None` as well if it is the kernel's, or a
+/// link of the image has put it among what is.
+fn mounted(destination: &Path, interfaces: &Interfaces) -> Result<Option<OwnedFd>, Error> {
+    let failed = |errno| refused(destination, words(errno));
     let opened = match directory(destination) {
         Ok(opened) => opened,
         Err(Errno::ENOTDIR | Errno::ENOENT | Errno::EACCES) => return Ok(None),
-        Err(errno) => return Err(refused(destination, words(errno))),
+        Err(errno) => return Err(failed(errno)),
     };
     match proa_sys::mount::is_mount_root(opened.as_fd()) {
-        Ok(true) => Ok(Some(opened)),
+        Ok(true) => Ok((!interfaces.have(opened.as_fd()).map_err(failed)?).then_some(opened)),
         Ok(false) => Err(refused(
             destination,
             "not where the bundle's mount is: a link of the image leads elsewhere",
         )),
-        Err(errno) => Err(refused(destination, words(errno))),
+        Err(errno) => Err(failed(errno)),
     }
 }
 
@@ -291,7 +273,7 @@ fn without_links(base: impl AsFd, path: &Path) -> Result<OwnedFd, Errno> {
     openat2(base, path, how)
 }
 
-fn directory(path: &Path) -> Result<OwnedFd, Errno> {
+pub(super) fn directory(path: &Path) -> Result<OwnedFd, Errno> {
     open(
         path,
         OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
@@ -300,7 +282,7 @@ fn directory(path: &Path) -> Result<OwnedFd, Errno> {
 }
 
 /// What tells one directory from another.
-fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
+pub(super) fn identity(fd: BorrowedFd<'_>) -> Result<(u64, u64), Errno> {
     let facts = fstat(fd)?;
     Ok((facts.st_dev, facts.st_ino))
 }
@@ -321,26 +303,40 @@ fn holds_read_only(entry: &Entry, all: &[Entry]) -> Result<(), Error> {
         };
         writable.push((id.map_err(failed)?, other));
     }
+    let found = upwards(opened.as_fd(), |here| {
+        let id = identity(here)?;
+        Ok(writable.iter().find(|(other, _)| *other == id).map(|(_, other)| *other))
+    });
+    match found.map_err(failed)? {
+        None => Ok(()),
+        Some(other) => Err(refused(
+            &entry.host,
+            format!("read-only, but it lies in {}, which is writable", other.host.display()),
+        )),
+    }
+}
+
+/// What `look` finds in the directory or in one above it, up to the root.
+pub(super) fn upwards<T>(
+    from: BorrowedFd<'_>,
+    mut look: impl FnMut(BorrowedFd<'_>) -> Result<Option<T>, Errno>,
+) -> Result<Option<T>, Errno> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let mut here = openat(opened, ".", flags, Mode::empty()).map_err(failed)?;
+    let mut here = openat(from, ".", flags, Mode::empty())?;
     loop {
-        let id = identity(here.as_fd()).map_err(failed)?;
-        if let Some((_, other)) = writable.iter().find(|(other, _)| *other == id) {
-            return Err(refused(
-                &entry.host,
-                format!("read-only, but it lies in {}, which is writable", other.host.display()),
-            ));
+        if let Some(found) = look(here.as_fd())? {
+            return Ok(Some(found));
         }
-        let above = openat(&here, "..", flags, Mode::empty()).map_err(failed)?;
-        if identity(above.as_fd()).map_err(failed)? == id {
-            return Ok(());
+        let above = openat(&here, "..", flags, Mode::empty())?;
+        if identity(above.as_fd())? == identity(here.as_fd())? {
+            return Ok(None);
         }
         here = above;
     }
 }
 
 /// The rules, for a kernel that has at least [`LEAST`].
-fn ruleset(entries: &[Entry]) -> Result<RulesetCreated, landlock::RulesetError> {
+fn ruleset(entries: &[Entry], policy: &policy::Files) -> Result<RulesetCreated, landlock::RulesetError> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let never = make_bitflags!(AccessFs::{Execute | MakeChar | MakeBlock | IoctlDev});
     let write = AccessFs::from_all(NEWEST) & !never;
@@ -356,14 +352,8 @@ fn ruleset(entries: &[Entry]) -> Result<RulesetCreated, landlock::RulesetError> 
             ruleset = ruleset.add_rule(PathBeneath::new(opened, access))?;
         }
     }
-    for file in NAMES {
-        // An image need not have it; and only a file is meant.
-        let Ok(opened) = open(file, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) else {
-            continue;
-        };
-        if fstat(&opened).is_ok_and(|facts| facts.st_mode & nix::libc::S_IFMT == nix::libc::S_IFREG) {
-            ruleset = ruleset.add_rule(PathBeneath::new(opened, AccessFs::ReadFile))?;
-        }
+    for opened in interfaces::files_of_names(policy) {
+        ruleset = ruleset.add_rule(PathBeneath::new(opened, AccessFs::ReadFile))?;
     }
     Ok(ruleset)
 }

@@ -20,6 +20,8 @@ mod files;
 mod handler;
 pub mod inspection;
 #[cfg(feature = "engine")]
+mod interfaces;
+#[cfg(feature = "engine")]
 mod judge;
 #[cfg(feature = "engine")]
 mod limits;

@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use crate::Error;
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_ulong};
 
 /// The databases of nsswitch.conf(5). The engine asks for the first three; the others are fixed lest something asks.
 const DATABASES: [&CStr; 14] = [
@@ -35,7 +35,20 @@ const LIBRARIES: [&CStr; 2] = [c"libnss_files.so.2", c"libnss_dns.so.2"];
 unsafe extern "C" {
     /// Of glibc's `nss.h`, since 2.0: from now on `database` consists of `services`, whatever nsswitch.conf says.
     fn __nss_configure_lookup(database: *const c_char, services: *const c_char) -> c_int;
+    /// Of glibc's `resolv.h`, since 2.2: the resolver's state of the calling thread, `_res`.
+    fn __res_state() -> *mut ResolverState;
 }
+
+/// What that state begins with, `struct __res_state`.
+#[repr(C)]
+struct ResolverState {
+    retrans: c_int,
+    retry: c_int,
+    options: c_ulong,
+}
+
+/// `/etc/resolv.conf` is not read again when it has changed; without meaning, and without need, before glibc 2.26.
+const RES_NORELOAD: c_ulong = 0x0200_0000;
 
 /// Fixes how names are resolved in this process; with `dns`, nameservers are asked as well. To be called while the host's
 /// libraries are in sight.
@@ -67,6 +80,25 @@ pub fn fix(dns: bool) -> Result<(), Error> {
             )));
         }
     }
+    Ok(())
+}
+
+/// Reads `/etc/resolv.conf`, for the last time in this thread: a guest that may write to it would have the C library ask any
+/// address that it puts there, although its own sockets may not send to that. To be called in the guest's thread, when what
+/// is in sight is the container's.
+pub fn keep_nameservers() -> Result<(), Error> {
+    // SAFETY: res_init(3) takes nothing; what it sets is this thread's.
+    if unsafe { libc::res_init() } != 0 {
+        return Err(Error::Unenforceable {
+            policy: "proa.wasm/connect",
+            problem: format!(
+                "/etc/resolv.conf can't be read: res_init: {}",
+                nix::errno::Errno::last()
+            ),
+        });
+    }
+    // SAFETY: points to the calling thread's state, which lives as long as the thread; nobody else has a reference to it.
+    unsafe { (*__res_state()).options |= RES_NORELOAD };
     Ok(())
 }
 

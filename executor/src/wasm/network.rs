@@ -2,7 +2,7 @@
 //! the kernel is told what it can be told: Landlock knows ports of TCP (Linux 6.7), and neither addresses nor UDP. That is a
 //! second line, for an engine that is not what it was; the rules don't depend on it.
 
-use super::calls;
+use super::{calls, names};
 use crate::policy::rule::{Network, tcp_ports};
 use crate::{Error, Guest};
 use landlock::{ABI, Access, AccessNet, CompatLevel, Compatible, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr};
@@ -27,6 +27,9 @@ pub fn enforce(guest: &Guest) -> Result<(), Error> {
     };
     if !network.restricts() {
         return Ok(());
+    }
+    if network.restricts_connect() && network.may_ask_nameservers() {
+        names::keep_nameservers()?;
     }
     calls::arm(network.clone()).map_err(unenforceable)?;
     tell_kernel(network).map_err(|error| unenforceable(error.to_string()))

@@ -1,13 +1,26 @@
 //! What an image, a plugin, or a guest does that is to get past the bounds of a guest.
 
-use proa_integration::{Ctx, tests};
+use std::fs;
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::os::unix::fs::symlink;
+
+use nix::sched::{CloneFlags, setns};
+use proa_integration::{Bundle, Ctx, tests};
+use serde_json::json;
 
 use super::withstood;
-use crate::wasm::policy::plugins::with_plugin_as;
-use crate::wasm::policy::run_under;
+use crate::wasm::policy::files::FILES;
+use crate::wasm::policy::names::{nameserver, resolving};
+use crate::wasm::policy::plugins::{with_plugin, with_plugin_as};
+use crate::wasm::policy::{annotate, module, run_under};
 
 tests! {
     a_thread_that_a_plugin_starts_is_not_left_unconfined .once().only_proa();
+    a_working_directory_of_the_image_gives_nothing_of_the_kernel .only_proa();
+    a_link_of_the_image_does_not_make_a_volume_of_the_kernels_files .once().only_proa();
+    a_link_for_a_file_of_names_does_not_lead_to_a_secret .once().only_proa();
+    a_guest_that_rewrites_resolv_conf_reaches_no_other_nameserver .once().only_proa();
 }
 
 /// Credentials, filters and Landlock's rules are each thread's own: one that was there before has none of them. It reads for
@@ -43,4 +56,160 @@ fn a_thread_that_a_plugin_starts_is_not_left_unconfined(ctx: &Ctx) {
         withstood!(!out.stdout.contains("REACHED"), "{}", out.stdout);
         out.refused(&words);
     }
+}
+
+/// A guest with a volume at `/data`, which says what it is given.
+fn given(ctx: &Ctx) -> Bundle {
+    let bundle = module(ctx, FILES, &[("preopens", "mounts")]);
+    bundle
+        .writable()
+        .args(&["/module.wasm", "preopens"])
+        .bind(&ctx.mkdir("volume"), "/data", &["bind"]);
+    bundle
+}
+
+/// `WORKDIR` is the image's author's, who has it lead to devices and cgroups.
+fn a_working_directory_of_the_image_gives_nothing_of_the_kernel(ctx: &Ctx) {
+    let bundle = given(ctx);
+    // Beside the usual places: on v1 a tmpfs with the hierarchies.
+    bundle
+        .mount(json!({"destination": "/groups", "type": "cgroup", "source": "cgroup", "options": ["ro"]}))
+        .mount(json!({"destination": "/below/pts", "type": "devpts", "source": "devpts", "options": ["newinstance"]}));
+    symlink("/dev", bundle.path("/innocent")).unwrap();
+    symlink("/sys/fs/cgroup", bundle.path("/groups-too")).unwrap();
+    for cwd in [
+        "/dev",
+        "/dev/shm",
+        "/dev/pts",
+        "/dev/mqueue",
+        "/innocent",
+        "/innocent/shm",
+        "/sys",
+        "/sys/fs",
+        "/sys/fs/cgroup",
+        "/groups",
+        "/groups-too",
+        "/below",
+        "/below/pts",
+    ] {
+        bundle.set("/process/cwd", json!(cwd));
+        let out = ctx.run(&bundle);
+        let said = out.ok().text();
+        withstood!(said == "[data]", "{cwd} is given: {said}");
+    }
+    // What is none of these is given as ever.
+    fs::create_dir(bundle.path("/work")).unwrap();
+    bundle
+        .set("/process/cwd", json!("/work"))
+        .args(&["/module.wasm", "write", "made", "x", "cat", "made"]);
+    assert_eq!(ctx.run(&bundle).ok().text(), "x");
+}
+
+/// What is mounted at a link of the image comes to lie elsewhere than its name says.
+fn a_link_of_the_image_does_not_make_a_volume_of_the_kernels_files(ctx: &Ctx) {
+    let volume = ctx.mkdir("other");
+    for (target, destination) in [("/dev", "/link/volume"), ("/dev/shm", "/link"), ("/sys/fs", "/link")] {
+        let bundle = given(ctx);
+        symlink(target, bundle.path("/link")).unwrap();
+        bundle.bind(&volume, destination, &["bind"]);
+        let out = ctx.run(&bundle);
+        // To refuse it is as good.
+        withstood!(
+            out.code != 0 || out.text() == "[data]",
+            "{destination} in {target} is given: {}",
+            out.stdout
+        );
+    }
+}
+
+/// The engine may read what name resolution reads. Taken over, it reads what the image's author has made of that.
+fn a_link_for_a_file_of_names_does_not_lead_to_a_secret(ctx: &Ctx) {
+    let secret = ctx.dir.join("token");
+    let hosts = ctx.dir.join("hosts");
+    fs::write(&secret, "REACHED a secret").unwrap();
+    fs::write(&hosts, "10.9.8.7 beside\n").unwrap();
+    // By itself; with the bundle's file mounted over the secret's place, and the secret over that.
+    for with_hosts in [false, true] {
+        let (bundle, file, _) = with_plugin(ctx, "load", &[("preopens", "nothing")]);
+        bundle
+            .writable()
+            .file("/secret", "REACHED a file of the container")
+            .file("/run/secrets/token", "");
+        for (name, target) in [
+            ("hosts", "/run/secrets/token"),
+            ("services", "../secret"),
+            ("gai.conf", "/proc/self/status"),
+        ] {
+            drop(fs::remove_file(bundle.path(&format!("/etc/{name}"))));
+            symlink(target, bundle.path(&format!("/etc/{name}"))).unwrap();
+        }
+        if with_hosts {
+            bundle.bind(&hosts, "/etc/hosts", &["bind"]);
+        }
+        bundle.bind(&secret, "/run/secrets/token", &["bind"]).args(&[
+            "/module.wasm",
+            "read",
+            "/run/secrets/token",
+            "read",
+            "/etc/hosts",
+            "read",
+            "/secret",
+            "read",
+            "/proc/self/status",
+        ]);
+        let out = run_under(ctx, &file, &bundle);
+        let said = &out.ok().stdout;
+        withstood!(!said.contains("REACHED") && !said.contains("Name:"), "{said}");
+        assert_eq!(said.lines().filter(|line| line.ends_with(": -1 ")).count(), 4, "{said}");
+    }
+    // What the manager has mounted by its name is read, also where the image has a link for it, as with systemd.
+    let (bundle, file, _) = with_plugin(ctx, "load", &[("preopens", "nothing")]);
+    bundle.writable().file("/run/systemd/resolve/stub-resolv.conf", "");
+    drop(fs::remove_file(bundle.path("/etc/hosts")));
+    symlink("../run/systemd/resolve/stub-resolv.conf", bundle.path("/etc/hosts")).unwrap();
+    bundle
+        .bind(&hosts, "/etc/hosts", &["bind"])
+        .args(&["/module.wasm", "read", "/etc/hosts"]);
+    let out = run_under(ctx, &file, &bundle);
+    assert_eq!(out.ok().stdout, "/etc/hosts: 16 10.9.8.7 beside\n\n");
+}
+
+/// The C library asks whom the file names, over sockets that are not the guest's, and reads the file again when it changes.
+fn a_guest_that_rewrites_resolv_conf_reaches_no_other_nameserver(ctx: &Ctx) {
+    let bundle = resolving(ctx, &[]);
+    annotate(&bundle, &[("connect", "dns")]);
+    bundle.writable().args(&[
+        "/module.wasm",
+        "resolve",
+        "inner.example.test",
+        "nameserver",
+        "127.0.0.2",
+        "resolve",
+        "only.other.test",
+        "toss",
+        "127.0.0.2",
+        "53",
+        "x",
+        "connect",
+        "127.0.0.1",
+        "53",
+    ]);
+    let container = ctx.create(&bundle);
+    let asked = nameserver(&container);
+    let namespace = fs::File::open(format!("/proc/{}/ns/net", container.pid())).unwrap();
+    let other = std::thread::spawn(move || {
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
+        UdpSocket::bind("127.0.0.2:53").unwrap()
+    });
+    let other = other.join().unwrap();
+    other.set_nonblocking(true).unwrap();
+    container.start();
+    container.stopped();
+    let said = container.stdout();
+    withstood!(other.recv(&mut [0; 512]).is_err(), "another address was asked: {said}");
+    assert_eq!(
+        said,
+        "inner.example.test: 10.1.2.3\nnameserver: ok 0\nonly.other.test: 10.1.2.4\nsend to: error 2\nconnect: error 2\n"
+    );
+    assert!(asked.try_iter().any(|name| name == "only.other.test"));
 }

@@ -1,8 +1,8 @@
 //! What a Wasm guest is held to: directories, sockets, names, plugins, numbers of descriptors.
 
 mod exhausted;
-mod files;
-mod names;
+pub mod files;
+pub mod names;
 mod network;
 pub mod plugins;
 

@@ -11,6 +11,7 @@
  *   connect|datagram|listen ADDRESS PORT     only that
  *   unbound                       listens without bind
  *   local                         opens an AF_UNIX socket
+ *   nameserver ADDRESS            writes /etc/resolv.conf
  *
  * SECOND: with the second generation of the extension.
  */
@@ -178,6 +179,10 @@ int main(int argc, char **argv)
 		if (!strcmp(verb, "resolve")) {
 			const char *node = argv[++i];
 			resolve(node, i + 1 < argc && *argv[i + 1] == ':' ? argv[++i] + 1 : "");
+		} else if (!strcmp(verb, "nameserver")) {
+			FILE *file = fopen("/etc/resolv.conf", "w");
+			int wrote = file && fprintf(file, "nameserver %s\noptions timeout:1 attempts:1\n", argv[++i]) > 0;
+			said("nameserver", !wrote || fclose(file));
 		} else if (!strcmp(verb, "unbound")) {
 			family = INET4;
 			said("listen unbound", sock_listen(open_socket(STREAM), 1));
