@@ -4,6 +4,7 @@
 //! runtime failed; podman and CRI-O show stderr. So a line is either logrus' JSON, or logrus' text, or (on a terminal)
 //! logrus' short form.
 
+use proa_executor::text;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -243,10 +244,10 @@ fn json_line(level: &str, fields: &Fields, time: &str) -> String {
     // serde_json's map is sorted by key, as logrus' JSON is.
     let mut map = serde_json::Map::new();
     for (name, value) in &fields.others {
-        map.insert((*name).into(), value.as_str().into());
+        map.insert((*name).into(), text::lines(value).into());
     }
     map.insert("level".into(), level.into());
-    map.insert("msg".into(), fields.message.as_str().into());
+    map.insert("msg".into(), text::lines(&fields.message).into());
     map.insert("time".into(), time.into());
     serde_json::Value::Object(map).to_string() + "\n"
 }
@@ -261,7 +262,7 @@ fn terminal_line(level: &str, fields: &Fields, seconds: u64) -> String {
     let mut line = format!(
         "{}[{seconds:04}] {:<44}",
         &level.to_uppercase()[..4],
-        fields.message.trim_end_matches('\n')
+        text::lines(fields.message.trim_end_matches('\n'))
     );
     push_fields(&mut line, fields);
     line
@@ -277,7 +278,7 @@ fn push_fields(line: &mut String, fields: &Fields) {
     line.push('\n');
 }
 
-/// As logrus quotes: only what has a character beyond the plainest.
+/// As logrus quotes: only what has a character beyond the plainest. What a terminal obeys is escaped by this as well.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@^+".contains(c);
     if !text.is_empty() && text.chars().all(plain) {

@@ -13,6 +13,7 @@ pub mod native;
 pub mod policy;
 pub mod recognise;
 pub mod status;
+pub mod text;
 pub mod wasm;
 
 use serde::{Deserialize, Serialize};

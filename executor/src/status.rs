@@ -312,7 +312,7 @@ fn clean(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let visible = |letter: char| match letter {
         '\u{fffd}' => '?',
-        letter if letter.is_control() => '?',
+        letter if crate::text::is_obeyed(letter) => '?',
         letter => letter,
     };
     String::from_utf8_lossy(&bytes[..end]).chars().map(visible).collect()

@@ -1,6 +1,6 @@
 //! `proa doctor`: what this host has, what it lacks, and what can be done.
 
-use super::{Error, Globals, print};
+use super::{Error, Globals, print, print_json};
 use crate::doctor::{self, Check, Question, State};
 use crate::host::Host;
 use crate::wasm::settings;
@@ -32,7 +32,7 @@ pub(super) fn run(globals: &Globals, args: DoctorArgs) -> Result<u8, Error> {
     match args.format.as_str() {
         "json" => {
             let json = serde_json::to_string_pretty(&checks).map_err(|error| Error::Stdout(error.into()))?;
-            print(format!("{json}\n").as_bytes())?;
+            print_json(format!("{json}\n").as_bytes())?;
         }
         _ => {
             print(text(&checks).as_bytes())?;

@@ -1,7 +1,7 @@
 //! `proa events`.
 
 use super::wasm::Figures;
-use super::{Error, Globals, print, units};
+use super::{Error, Globals, print_json, units};
 use crate::cgroup::{Cgroup, OomEvent, OomEvents, Stats};
 use crate::state::{Action, Container, process};
 use nix::errno::Errno;
@@ -92,7 +92,7 @@ fn stats(container: &Container, cgroup: &Cgroup) -> Result<Data, Error> {
 fn emit<T: Serialize>(kind: &'static str, id: &str, data: Option<T>) -> Result<u8, Error> {
     let mut line = serde_json::to_vec(&Event { kind, id, data }).map_err(|error| Error::Stdout(error.into()))?;
     line.push(b'\n');
-    print(&line)
+    print_json(&line)
 }
 
 /// Until init ends: a line every interval, and one for each process that the kernel killed for want of memory.

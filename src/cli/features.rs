@@ -1,6 +1,6 @@
 //! `proa features`: runtime-spec features.md and features-linux.md, its members in runc's order.
 
-use super::{Error, Globals, SPEC_VERSION, help, print};
+use super::{Error, Globals, SPEC_VERSION, help, print_json};
 use crate::rootfs;
 use proa_sys::security;
 use serde::Serialize;
@@ -248,7 +248,7 @@ pub(super) fn run(_: &Globals, _: liboci_cli::Features) -> Result<u8, Error> {
         .serialize(&mut serializer)
         .map_err(|error| Error::Stdout(error.into()))?;
     json.push(b'\n');
-    print(&json)
+    print_json(&json)
 }
 
 #[cfg(test)]

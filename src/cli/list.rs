@@ -1,8 +1,9 @@
 //! `proa list`.
 
 use super::state::View;
-use super::{Error, Globals, print};
+use super::{Error, Globals, print, print_json};
 use crate::state::Container;
+use proa_executor::text;
 use std::fmt::Write;
 use std::io::ErrorKind;
 
@@ -26,7 +27,7 @@ pub(super) fn run(globals: &Globals, args: liboci_cli::List) -> Result<u8, Error
         "json" => {
             let mut json = serde_json::to_vec(&views).map_err(|error| Error::Stdout(error.into()))?;
             json.push(b'\n');
-            print(&json)
+            print_json(&json)
         }
         _ => Err(Error::Format),
     }
@@ -44,7 +45,7 @@ fn containers(globals: &Globals) -> Result<Vec<Container>, Error> {
     let open = |id: &String| match globals.store.open(id) {
         Ok(container) => Some(container),
         Err(error) => {
-            eprintln!("load container {id}: {error}");
+            eprintln!("{}", text::line(&format!("load container {id}: {error}")));
             None
         }
     };
@@ -59,7 +60,7 @@ fn table(views: &[View]) -> String {
             view.id.to_owned(),
             view.pid.to_string(),
             view.status.to_string(),
-            view.bundle.display().to_string(),
+            text::line(&view.bundle.display().to_string()).into_owned(),
             view.created.to_owned(),
             view.owner.clone(),
         ]

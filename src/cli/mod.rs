@@ -39,6 +39,7 @@ use argv::Canonical;
 use clap::{Args, Command, FromArgMatches};
 use proa_executor::native::NativeHandler;
 use proa_executor::recognise::Detect;
+use proa_executor::text;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Component, Path, PathBuf};
@@ -267,7 +268,7 @@ fn report(error: &Error) {
         tracing::error!("{error}");
     }
     if file && !told {
-        eprintln!("{error}");
+        eprintln!("{}", text::lines(&error.to_string()));
     }
 }
 
@@ -567,10 +568,21 @@ fn preserve_fds(count: i32) -> Result<u32, Error> {
     u32::try_from(count).map_err(|_| Error::PreserveFds(count))
 }
 
-/// Writes to stdout, whole; success is exit status 0.
+/// Writes lines to stdout, whole; success is exit status 0.
 fn print(bytes: &[u8]) -> Result<u8, Error> {
+    write_out(&text::lines(&String::from_utf8_lossy(bytes)))
+}
+
+/// The same for a JSON document.
+fn print_json(bytes: &[u8]) -> Result<u8, Error> {
+    write_out(&text::json(&String::from_utf8_lossy(bytes)))
+}
+
+fn write_out(text: &str) -> Result<u8, Error> {
     let mut out = std::io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(Error::Stdout)?;
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(Error::Stdout)?;
     Ok(0)
 }
 

@@ -1,6 +1,6 @@
 //! `proa ps`.
 
-use super::{Error, Globals, print};
+use super::{Error, Globals, print, print_json};
 use std::process::{Command, ExitStatus};
 
 /// Why ps(1) is of no help.
@@ -37,7 +37,7 @@ pub(super) fn run(globals: &Globals, args: liboci_cli::Ps) -> Result<u8, Error> 
         "table" => {}
         // Go prints a list that was never made as null.
         "json" if pids.is_empty() => return print(b"null\n"),
-        "json" => return print(format!("{}\n", serde_json::Value::from(pids)).as_bytes()),
+        "json" => return print_json(format!("{}\n", serde_json::Value::from(pids)).as_bytes()),
         _ => return Err(Error::Format),
     }
     let options = if args.ps_options.is_empty() {

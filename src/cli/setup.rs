@@ -243,5 +243,5 @@ fn pairs(flag: &'static str, given: &[String]) -> Result<Vec<(String, String)>, 
 
 /// To stderr, where it is in nobody's way.
 fn tell(text: &str) {
-    eprintln!("{text}");
+    eprintln!("{}", proa_executor::text::lines(text));
 }

@@ -1,6 +1,6 @@
 //! `proa state`, and what `list` shares with it.
 
-use super::{Error, Globals, print};
+use super::{Error, Globals, print_json};
 use crate::state::{Container, Status};
 use serde::Serialize;
 use std::borrow::Cow;
@@ -60,5 +60,5 @@ impl<'a> View<'a> {
 pub(super) fn run(globals: &Globals, args: liboci_cli::State) -> Result<u8, Error> {
     let container = globals.store.open(&args.container_id)?;
     let view = View::new(&container, String::new());
-    print(&serde_json::to_vec_pretty(&view).map_err(|error| Error::Stdout(error.into()))?)
+    print_json(&serde_json::to_vec_pretty(&view).map_err(|error| Error::Stdout(error.into()))?)
 }

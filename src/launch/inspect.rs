@@ -433,7 +433,7 @@ pub fn main(
     match answered() {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error}");
+            eprintln!("{}", proa_executor::text::lines(&error.to_string()));
             std::process::ExitCode::FAILURE
         }
     }

@@ -17,7 +17,7 @@ use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
 use crate::policy::{Aot, Limits};
 use crate::status::{self, Ended, Page, Phase};
-use crate::{Error, Guest, Handler};
+use crate::{Error, Guest, Handler, text};
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 use proa_sys::errno::words;
 use std::ffi::{CStr, CString};
@@ -309,6 +309,7 @@ fn finish(end: End, page: &Page, limits: &Limits, path: &str, trace: impl FnOnce
             (Ended::Fuel, OUT_OF_FUEL, "fuel", detail)
         }
     };
+    let detail = text::line(&detail);
     page.ended(how, status, &[detail.as_bytes(), trap.short().as_bytes()]);
     // Nobody is left to be told if stderr is closed; the status says it too.
     let told = format!("proa: wasm {kind}: {detail}\n{}", trap.lines());

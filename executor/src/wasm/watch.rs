@@ -21,6 +21,7 @@
 use super::process::exit_now;
 use crate::policy::Limits;
 use crate::status::{Ended, Page};
+use crate::text;
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::ffi::{c_int, c_void};
@@ -87,7 +88,7 @@ impl Watch {
             page,
             sample,
             deadline_line: match deadline {
-                Some(after) => format!("proa: wasm deadline: {after:?} are over in {path}\n"),
+                Some(after) => format!("proa: wasm deadline: {after:?} are over in {}\n", text::line(path)),
                 None => String::new(),
             },
             deadline: timer(deadline.unwrap_or_default(), DEADLINE)?,

@@ -1,6 +1,6 @@
 //! `proa wasm cache ls`, `rm`, `prune`: what is kept of code compiled ahead of time.
 
-use crate::cli::{Error, Globals, print};
+use crate::cli::{Error, Globals, print, print_json};
 use crate::launch;
 use crate::wasm::units;
 use proa_executor::aot::{self, Cache, Key, Listed};
@@ -58,7 +58,7 @@ pub(super) fn ls(globals: &Globals, args: LsArgs) -> Result<u8, Error> {
                 .map(entry)
                 .chain(failures.iter().map(|(key, reason)| failure(key, reason)))
                 .collect();
-            print(format!("{}\n", Value::from(all)).as_bytes())
+            print_json(format!("{}\n", Value::from(all)).as_bytes())
         }
         _ => Err(Error::Format),
     }

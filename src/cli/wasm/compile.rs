@@ -4,6 +4,7 @@ use crate::cli::{Error, Globals, absolute, absolute_option, print};
 use crate::launch::compile::{Failure, Job, Limits, Module};
 use crate::launch::{self, Site};
 use proa_executor::aot::{Cache, Found, Key, Level, Lock, Options};
+use proa_executor::text;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
@@ -139,7 +140,7 @@ struct Progress {
 impl Progress {
     fn new(module: &Path) -> Self {
         Self {
-            module: module.display().to_string(),
+            module: text::line(&module.display().to_string()).into_owned(),
             terminal: std::io::stderr().is_terminal(),
             shown: Duration::ZERO,
         }

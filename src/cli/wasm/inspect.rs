@@ -1,9 +1,10 @@
 //! `proa wasm inspect`: what would become of a bundle, or of a module, and why.
 
-use crate::cli::{Error, Globals, absolute, create, print};
+use crate::cli::{Error, Globals, absolute, create, print, print_json};
 use crate::launch::CreateOptions;
 use crate::launch::inspect::{self, Report, Runs};
 use proa_executor::policy::{Network, Policy, Preopens};
+use proa_executor::text;
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -41,15 +42,15 @@ pub(super) fn run(globals: &Globals, args: InspectArgs) -> Result<u8, Error> {
             settings,
         }),
     };
-    let text = match args.format.as_str() {
-        "text" => text(&report),
+    match args.format.as_str() {
+        "text" => print(text(&report).as_bytes())?,
         "json" => {
             let json = serde_json::to_string_pretty(&report);
-            json.map_err(|error| Error::Stdout(error.into()))? + "\n"
+            let json = json.map_err(|error| Error::Stdout(error.into()))? + "\n";
+            print_json(json.as_bytes())?
         }
         _ => return Err(Error::Format),
     };
-    print(text.as_bytes())?;
     Ok(if report.refusals.is_empty() { 0 } else { REFUSED })
 }
 
@@ -60,14 +61,7 @@ impl Lines {
     fn add(&mut self, name: &str, value: impl std::fmt::Display) {
         // Names and paths are the image's author's: on one line, and nothing for the terminal in it.
         let value = value.to_string();
-        let shown: String = value
-            .chars()
-            .flat_map(|c| match c.is_control() {
-                true => c.escape_default().collect::<Vec<_>>(),
-                false => vec![c],
-            })
-            .collect();
-        writeln!(self.0, "{name:<14}{shown}").expect("a string takes everything");
+        writeln!(self.0, "{name:<14}{}", text::line(&value)).expect("a string takes everything");
     }
 
     fn maybe(&mut self, name: &str, value: Option<impl std::fmt::Display>) {

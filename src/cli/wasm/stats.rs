@@ -1,6 +1,6 @@
 //! `proa wasm stats`: what a Wasm container's guest does and has done.
 
-use crate::cli::{Error, Globals, print};
+use crate::cli::{Error, Globals, print, print_json};
 use crate::state::{Container, Status, guest::Ending};
 use proa_executor::status::{Phase, Snapshot};
 use proa_executor::wasm::module::PAGE;
@@ -25,7 +25,7 @@ pub(super) fn run(globals: &Globals, args: StatsArgs) -> Result<u8, Error> {
         "json" => {
             let mut text = serde_json::to_vec(&figures).map_err(|error| Error::Stdout(error.into()))?;
             text.push(b'\n');
-            print(&text)
+            print_json(&text)
         }
         _ => Err(Error::Format),
     }

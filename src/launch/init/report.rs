@@ -169,6 +169,7 @@ impl Source for Code<'_> {
 /// One write(2) to stderr: the parent may be killing this process just now.
 fn complain(line: &str) {
     use std::io::Write;
+    let line = proa_executor::text::lines(line);
     // There is nobody left to tell that this failed, too.
     std::io::stderr().write_all(line.as_bytes()).ok();
 }

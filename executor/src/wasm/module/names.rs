@@ -119,7 +119,7 @@ fn names<R: Read + Seek>(reader: &mut Reader<R>, end: u64, found: &mut [Function
 
 /// A name for a terminal and a log.
 fn readable(name: &[u8]) -> Option<String> {
-    let visible = |letter: char| if letter.is_control() { '?' } else { letter };
+    let visible = |letter: char| if crate::text::is_obeyed(letter) { '?' } else { letter };
     (!name.is_empty()).then(|| String::from_utf8_lossy(name).chars().map(visible).collect())
 }
 

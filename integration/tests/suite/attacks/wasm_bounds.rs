@@ -21,6 +21,7 @@ tests! {
     a_link_of_the_image_does_not_make_a_volume_of_the_kernels_files .once().only_proa();
     a_link_for_a_file_of_names_does_not_lead_to_a_secret .once().only_proa();
     a_guest_that_rewrites_resolv_conf_reaches_no_other_nameserver .once().only_proa();
+    names_of_a_module_do_nothing_to_the_terminal .once().only_proa();
 }
 
 /// Credentials, filters and Landlock's rules are each thread's own: one that was there before has none of them. It reads for
@@ -212,4 +213,91 @@ fn a_guest_that_rewrites_resolv_conf_reaches_no_other_nameserver(ctx: &Ctx) {
         "inner.example.test: 10.1.2.3\nnameserver: ok 0\nonly.other.test: 10.1.2.4\nsend to: error 2\nconnect: error 2\n"
     );
     assert!(asked.try_iter().any(|name| name == "only.other.test"));
+}
+
+/// What a terminal obeys, in each way of writing it: as one byte of C0, as one character of C1, as a change of direction.
+const OBEYED: &str = "\x1b]0;title\x07\x1b[2J\u{9b}31m\u{202e}\r\x7f";
+
+/// A module with an exported function `_start` that is `unreachable`, and an import of this name, if any.
+fn module_of_names(import: Option<&str>) -> Vec<u8> {
+    fn section(id: u8, content: &[u8]) -> Vec<u8> {
+        [&[id, content.len() as u8], content].concat()
+    }
+    fn name(text: &str) -> Vec<u8> {
+        [&[text.len() as u8], text.as_bytes()].concat()
+    }
+    let imported = import.map_or(vec![0], |import| {
+        [vec![1], name(import), name(OBEYED), vec![0, 0]].concat()
+    });
+    let start = u8::from(import.is_some());
+    let names = [name("name"), vec![1, OBEYED.len() as u8 + 3, 1, start], name(OBEYED)].concat();
+    [
+        b"\0asm\x01\0\0\0".to_vec(),
+        section(1, b"\x01\x60\0\0"),
+        section(2, &imported),
+        section(3, b"\x01\0"),
+        section(5, b"\x01\0\x01"),
+        section(
+            7,
+            &[vec![2], name("memory"), vec![2, 0], name("_start"), vec![0, start]].concat(),
+        ),
+        section(10, b"\x01\x03\0\0\x0b"),
+        section(0, &names),
+    ]
+    .concat()
+}
+
+/// The operator reads what proa says of a module, on a terminal.
+fn names_of_a_module_do_nothing_to_the_terminal(ctx: &Ctx) {
+    let harmless = |what: &str, text: &str| {
+        let harm = |letter: char| {
+            (letter.is_control() && !matches!(letter, '\n' | '\t')) || ('\u{202a}'..='\u{202e}').contains(&letter)
+        };
+        withstood!(!text.contains(harm), "{what} has what a terminal obeys: {text:?}");
+    };
+    let path = format!("/{OBEYED}.wasm");
+    let bundle = ctx.bundle();
+    annotate(&bundle, &[]);
+    bundle.args(&[&path]);
+
+    // What can't be linked: the engine's log, proa's, and the copy of the error on stderr.
+    fs::write(bundle.path(&path), module_of_names(Some(OBEYED))).unwrap();
+    for format in ["json", "text"] {
+        let (id, log, dir) = (ctx.id(), ctx.dir.join(format), bundle.dir.to_str().unwrap());
+        let log_flags = ["--log", log.to_str().unwrap(), "--log-format", format];
+        let out = ctx
+            .call(&[&log_flags[..], &["run", "--bundle", dir, &id]].concat())
+            .output();
+        assert!(out.code != 0 && out.stderr.contains("it imports from"), "{out:?}");
+        harmless("stderr", &out.stderr);
+        harmless("the log", &fs::read_to_string(&log).unwrap());
+    }
+    let inspect = |flags: &[&str]| {
+        let dir = bundle.dir.to_str().unwrap();
+        ctx.call(&[&["wasm", "inspect", "--bundle", dir], flags].concat())
+            .output()
+    };
+    harmless("wasm inspect", &inspect(&[]).stdout);
+    let json = inspect(&["--format", "json"]);
+    harmless("wasm inspect --format json", &json.stdout);
+    assert_eq!(json.json()["module"]["imports"][OBEYED][0]["name"], OBEYED);
+
+    // What traps: the hull's own lines, the status, the table, and the warning of delete.
+    fs::write(bundle.path(&path), module_of_names(None)).unwrap();
+    let container = ctx.create(&bundle);
+    container.start();
+    container.stopped();
+    let said = container.stderr();
+    assert!(said.contains("proa: wasm trap: unreachable"), "{said}");
+    harmless("the container's stderr", &said);
+    harmless("state", &container.verb(&["state"]).ok().stdout);
+    for format in ["table", "json"] {
+        let stats = ctx.call(&["wasm", "stats", &container.id, "--format", format]).output();
+        harmless("wasm stats", &stats.ok().stdout);
+        harmless("list", &ctx.call(&["list", "--format", format]).output().ok().stdout);
+    }
+    let out = container.verb(&["delete"]);
+    harmless("delete", &out.ok().log);
+    harmless("delete", &out.stderr);
+    container.forget();
 }
