@@ -9,6 +9,7 @@
 //! The attackers are the guest and the image's author: the image's links must not decide what a policy grants. A directory
 //! that was named is opened without following any, and a mount's destination has to be what is mounted there.
 
+use super::interfaces;
 use crate::policy::{self, Preopen, Preopens};
 use crate::{Error, Guest, native};
 use landlock::{
@@ -18,7 +19,7 @@ use landlock::{
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, fstat};
-use nix::sys::statfs::{self, FsType, fstatfs};
+use nix::sys::statfs::fstatfs;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use proa_sys::errno::words;
 use std::ffi::CString;
@@ -40,18 +41,6 @@ const NAMES: [&str; 7] = [
     "/etc/services",
     "/etc/protocols",
     "/etc/nsswitch.conf",
-];
-
-/// The file systems that are the kernel's interfaces: never given because a working directory happens to lie there. `/proc`
-/// has links that lead everywhere.
-const INTERFACES: [FsType; 7] = [
-    statfs::PROC_SUPER_MAGIC,
-    statfs::SYSFS_MAGIC,
-    statfs::CGROUP_SUPER_MAGIC,
-    statfs::CGROUP2_SUPER_MAGIC,
-    statfs::DEBUGFS_MAGIC,
-    statfs::TRACEFS_MAGIC,
-    statfs::SECURITYFS_MAGIC,
 ];
 
 /// The directories of one guest, opened.
@@ -170,7 +159,8 @@ fn root(guest: &Guest) -> Vec<Entry> {
     }
 }
 
-/// `process.cwd`, unless that is the root or leads to the kernel, and the bundle's mounts.
+/// `process.cwd`, unless that is the root or leads to the kernel (`/proc` has links that lead everywhere), and the bundle's
+/// mounts.
 fn from_bundle(policy: &policy::Files) -> Result<Vec<Entry>, Error> {
     let mut entries = Vec::new();
     if let Some(cwd) = working_directory()? {
@@ -202,7 +192,7 @@ fn working_directory() -> Result<Option<OwnedFd>, Error> {
     let root = directory(Path::new("/")).map_err(|errno| refused(Path::new("/"), words(errno)))?;
     let kind = fstatfs(&opened).map_err(failed)?.filesystem_type();
     let is_root = identity(opened.as_fd()).map_err(failed)? == identity(root.as_fd()).map_err(failed)?;
-    Ok((!is_root && !INTERFACES.contains(&kind)).then_some(opened))
+    Ok((!is_root && !interfaces::is(kind.0 as u64)).then_some(opened))
 }
 
 /// The directory that is mounted at `destination`; `None` if it is a file, or was covered by a later mount, or can't be

@@ -18,7 +18,11 @@ mod entrypoint;
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
+#[cfg(feature = "engine")]
+mod hardening;
 pub mod inspection;
+#[cfg(feature = "engine")]
+mod interfaces;
 #[cfg(feature = "engine")]
 mod judge;
 #[cfg(feature = "engine")]
@@ -31,6 +35,8 @@ mod names;
 #[cfg(feature = "engine")]
 mod network;
 pub mod open;
+#[cfg(feature = "engine")]
+mod opens;
 #[cfg(feature = "engine")]
 mod process;
 #[cfg(feature = "engine")]

@@ -11,6 +11,7 @@ mod filesystem;
 mod process;
 mod procfs;
 mod state;
+mod wasm_engine;
 mod wasm_guest;
 mod wasm_policy;
 
@@ -30,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         process::tests(),
         cgroup::tests(),
         state::tests(),
+        wasm_engine::tests(),
         wasm_guest::tests(),
         wasm_policy::tests(),
     ]
