@@ -16,8 +16,12 @@ pub(crate) const JUMP: u16 = 0x05;
 pub(crate) const IF_EQUAL: u16 = 0x15;
 /// `BPF_JMP | BPF_JGT | BPF_K`.
 pub(crate) const IF_GREATER: u16 = 0x25;
+/// `BPF_JMP | BPF_JGE | BPF_K`.
+pub(crate) const IF_AT_LEAST: u16 = 0x35;
 /// `BPF_JMP | BPF_JSET | BPF_K`.
 pub(crate) const IF_BITS: u16 = 0x45;
+/// `BPF_ALU | BPF_AND | BPF_K`.
+pub(crate) const AND: u16 = 0x54;
 /// `BPF_RET | BPF_K`.
 pub(crate) const RETURN: u16 = 0x06;
 
@@ -33,17 +37,17 @@ pub(crate) struct Instruction {
 impl Instruction {
     pub const SIZE: usize = 8;
 
-    pub fn new(code: u16, k: u32) -> Self {
+    pub const fn new(code: u16, k: u32) -> Self {
         Self { code, jt: 0, jf: 0, k }
     }
 
     /// A conditional jump: `jt` instructions on if the condition holds, `jf` if not.
-    pub fn branch(code: u16, k: u32, jt: u8, jf: u8) -> Self {
+    pub const fn branch(code: u16, k: u32, jt: u8, jf: u8) -> Self {
         Self { code, jt, jf, k }
     }
 
     /// As the kernel reads it, in the machine's byte order.
-    pub fn encode(self) -> [u8; Self::SIZE] {
+    pub const fn encode(self) -> [u8; Self::SIZE] {
         let (code, k) = (self.code.to_ne_bytes(), self.k.to_ne_bytes());
         [code[0], code[1], self.jt, self.jf, k[0], k[1], k[2], k[3]]
     }

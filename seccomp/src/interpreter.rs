@@ -1,6 +1,6 @@
 //! What the kernel does with a seccomp filter, for tests and fuzzing.
 
-use crate::bpf::{IF_BITS, IF_EQUAL, IF_GREATER, Instruction, JUMP, LOAD, RETURN};
+use crate::bpf::{AND, IF_AT_LEAST, IF_BITS, IF_EQUAL, IF_GREATER, Instruction, JUMP, LOAD, RETURN};
 
 /// `struct seccomp_data`.
 #[derive(Clone, Copy, Default)]
@@ -36,11 +36,11 @@ pub(crate) fn run(program: &[u8], call: Call) -> u32 {
         let branch = |condition| usize::from(if condition { jt } else { jf });
         match code {
             LOAD => accumulator = call.word(k),
-            0x54 => accumulator &= k,
+            AND => accumulator &= k,
             JUMP => at += k as usize,
             IF_EQUAL => at += branch(accumulator == k),
             IF_GREATER => at += branch(accumulator > k),
-            0x35 => at += branch(accumulator >= k),
+            IF_AT_LEAST => at += branch(accumulator >= k),
             IF_BITS => at += branch(accumulator & k != 0),
             RETURN => return k,
             other => panic!("instruction {:#x} at {}", other, at - 1),

@@ -1,13 +1,14 @@
 //! Turns the seccomp profile of an OCI bundle (`linux.seccomp`, runtime-spec 1.3 config-linux.md#seccomp) into the
 //! classic BPF program that seccomp(2) installs.
 //!
-//! The crate reads and writes no file: a profile goes in, a program comes out.
+//! The crate reads and writes no file: a profile goes in, a program comes out. [`engine`] has the one filter that is proa's own.
 
 #![forbid(unsafe_code)]
 
 mod arch;
 mod bpf;
 mod compile;
+pub mod engine;
 mod enosys;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

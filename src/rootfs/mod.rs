@@ -16,6 +16,7 @@ mod error;
 mod external;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod interfaces;
 mod mounts;
 mod options;
 mod pivot;
@@ -32,6 +33,8 @@ mod tree;
 
 pub use error::Error;
 pub use external::{External, keep_mounts_private, show_root};
+pub use interfaces::Interfaces;
+pub use interfaces::of_running as interfaces_of_running;
 pub use options::known as known_options;
 pub use shared::SharedRoot;
 pub use sources::{Sources, open_sources};

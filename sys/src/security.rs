@@ -44,18 +44,7 @@ pub fn seccomp_knows(flags: u64) -> bool {
 /// Fails with `EACCES` if the thread has neither CAP_SYS_ADMIN nor no_new_privs, `EINVAL` for a flag or a program that the
 /// kernel doesn't know, `EBUSY` if a listener exists already, `ESRCH` if a thread could not be brought in line (seccomp(2)).
 pub fn seccomp_install(flags: u64, program: &[u8]) -> Result<Option<OwnedFd>> {
-    if program.is_empty() || !program.len().is_multiple_of(INSTRUCTION) {
-        return Err(Errno::EINVAL);
-    }
-    let mut filter: Vec<libc::sock_filter> = program
-        .chunks_exact(INSTRUCTION)
-        .map(|i| libc::sock_filter {
-            code: u16::from_ne_bytes([i[0], i[1]]),
-            jt: i[2],
-            jf: i[3],
-            k: u32::from_ne_bytes([i[4], i[5], i[6], i[7]]),
-        })
-        .collect();
+    let mut filter = instructions(program)?;
     let length = u16::try_from(filter.len()).map_err(|_| Errno::EINVAL)?;
     let fprog = libc::sock_fprog {
         len: length,
@@ -79,6 +68,57 @@ pub fn seccomp_install(flags: u64, program: &[u8]) -> Result<Option<OwnedFd>> {
     }
     // With TSYNC alone, a positive value is the id of a thread that has a diverging filter: nothing was installed.
     if value == 0 { Ok(None) } else { Err(Errno::ESRCH) }
+}
+
+/// The records of a program, which are not aligned in it.
+fn instructions(program: &[u8]) -> Result<Vec<libc::sock_filter>> {
+    if program.is_empty() || !program.len().is_multiple_of(INSTRUCTION) {
+        return Err(Errno::EINVAL);
+    }
+    let records = program.chunks_exact(INSTRUCTION).map(|i| libc::sock_filter {
+        code: u16::from_ne_bytes([i[0], i[1]]),
+        jt: i[2],
+        jf: i[3],
+        k: u32::from_ne_bytes([i[4], i[5], i[6], i[7]]),
+    });
+    Ok(records.collect())
+}
+
+/// As [`seccomp_install`] without flags, for the calling thread, by prctl(2): for a thread whose filter knows no seccomp(2).
+pub fn seccomp_install_by_prctl(program: &[u8]) -> Result<()> {
+    let mut filter = instructions(program)?;
+    let length = u16::try_from(filter.len()).map_err(|_| Errno::EINVAL)?;
+    let fprog = libc::sock_fprog {
+        len: length,
+        filter: filter.as_mut_ptr(),
+    };
+    // SAFETY: as in `seccomp_install`.
+    let ret = unsafe {
+        libc::prctl(
+            libc::PR_SET_SECCOMP,
+            libc::SECCOMP_MODE_FILTER as c_ulong,
+            &raw const fprog,
+            0,
+            0,
+        )
+    };
+    Errno::result(ret).map(drop)
+}
+
+/// Whether the calling thread has a seccomp filter; also if one does not let it ask (prctl(2), `PR_GET_SECCOMP`).
+pub fn is_filtered() -> bool {
+    // SAFETY: PR_GET_SECCOMP takes integers only.
+    unsafe { libc::prctl(libc::PR_GET_SECCOMP, 0, 0, 0, 0) != 0 }
+}
+
+/// From now on no memory of this process becomes executable that was not when it was mapped, and none is mapped writable and
+/// executable, for good (prctl(2), `PR_SET_MDWE`). `EINVAL`: a kernel before 6.3.
+pub fn refuse_executable_memory() -> Result<()> {
+    const PR_SET_MDWE: c_int = 65;
+    const PR_MDWE_REFUSE_EXEC_GAIN: c_ulong = 1;
+    // SAFETY: PR_SET_MDWE takes integers only.
+    let ret = unsafe { libc::prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) };
+    Errno::result(ret).map(drop)
 }
 
 /// Removes capability number `capability` from the bounding set. `EINVAL`: the kernel has no such capability; `EPERM`: the

@@ -11,7 +11,7 @@ use super::process::{OwnMemory, Title};
 use super::progress::Progress;
 use super::trap::{self, Trap};
 use super::watch::Watch;
-use super::{engine, entrypoint, names, network, process};
+use super::{engine, entrypoint, hardening, names, network, opens, process};
 use crate::aot::Source;
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
@@ -256,12 +256,13 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     engine::have_started_no_thread(guest.policy.as_ref().map_or(&[], |policy| &policy.plugins))?;
     strings.files.enforce()?;
     network::enforce(guest)?;
-    // Its thread inherits what holds for this one.
     if let Some(title) = &module.title {
         title.set(&name_of(&strings.args[0]), &strings.args);
     }
     let watch = Watch::set(progress.page, &limits, path, progress.sample(machine.gauge()))
         .map_err(|errno| Error::Watch(words(errno)))?;
+    // Its thread inherits what holds for this one.
+    hardening::enforce(guest)?;
     watch.observe();
     // For the names of functions, should it trap.
     let file = module.file.try_clone().map_err(|error| refuse(Refusal::Read(error)))?;
@@ -269,6 +270,8 @@ fn execute(module: &mut Module, guest: &Guest, started: &mut dyn FnMut()) -> Res
     // Not before, as `started` talks to the parent; and not after the engine has opened what is preopened.
     let file = process::close_on_exec_now(file);
     machine.wasi(&strings.args, &strings.env, &strings.files.preopens);
+    // Not before: what is preopened was chosen by the bundle and not by the guest.
+    opens::arm();
     watch.start();
     // Guest code runs in a start section already.
     let ended = survey.start_section.then(|| machine.instantiate_and_start()).flatten();

@@ -2,6 +2,7 @@
 //! since what they are called and what the names lead to is the image's author's to say.
 
 use super::files::{directory, identity, upwards};
+use super::kernel_files;
 use crate::Error;
 use crate::policy::Files;
 use nix::errno::Errno;
@@ -13,25 +14,12 @@ use proa_sys::errno::words;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// The file systems that are the kernel's interfaces, of which nothing is given without being named. `/proc` has links that
-/// lead everywhere.
-const KERNEL: [FsType; 15] = [
-    statfs::PROC_SUPER_MAGIC,
-    statfs::SYSFS_MAGIC,
-    statfs::CGROUP_SUPER_MAGIC,
-    statfs::CGROUP2_SUPER_MAGIC,
-    statfs::DEBUGFS_MAGIC,
-    statfs::TRACEFS_MAGIC,
-    statfs::SECURITYFS_MAGIC,
-    statfs::SELINUX_MAGIC,
-    statfs::SMACK_MAGIC,
-    statfs::BPF_FS_MAGIC,
-    statfs::RDTGROUP_SUPER_MAGIC,
+/// File systems of which nothing is given without being named, beside those of [`kernel_files`]: terminals and message queues
+/// are not files either.
+const ALSO: [FsType; 2] = [
     statfs::DEVPTS_SUPER_MAGIC,
-    // mqueue, configfs, fusectl: linux/magic.h has them not, the sources of each do.
+    // mqueue (ipc/mqueue.c); linux/magic.h has it not.
     FsType(0x1980_0202),
-    FsType(0x6265_6570),
-    FsType(0x6573_5543),
 ];
 
 /// What name resolution reads; see [`super::names`].
@@ -82,7 +70,8 @@ impl Interfaces {
         let own = self.0.iter().map(|fd| identity(fd.as_fd()));
         let own = own.collect::<Result<Vec<_>, _>>()?;
         let found = upwards(directory, |here| {
-            let kernel = KERNEL.contains(&fstatfs(here)?.filesystem_type());
+            let kind = fstatfs(here)?.filesystem_type();
+            let kernel = kernel_files::is(kind.0 as u64) || ALSO.contains(&kind);
             Ok((kernel || own.contains(&identity(here)?)).then_some(()))
         });
         match found {

@@ -18,11 +18,15 @@ mod entrypoint;
 mod files;
 #[cfg(feature = "engine")]
 mod handler;
+#[cfg(feature = "engine")]
+mod hardening;
 pub mod inspection;
 #[cfg(feature = "engine")]
 mod interfaces;
 #[cfg(feature = "engine")]
 mod judge;
+#[cfg(feature = "engine")]
+mod kernel_files;
 #[cfg(feature = "engine")]
 mod limits;
 #[cfg(feature = "engine")]
@@ -33,6 +37,8 @@ mod names;
 #[cfg(feature = "engine")]
 mod network;
 pub mod open;
+#[cfg(feature = "engine")]
+mod opens;
 #[cfg(feature = "engine")]
 mod process;
 #[cfg(feature = "engine")]

@@ -12,7 +12,7 @@ use super::{hooks, spawn};
 use crate::logging;
 use crate::namespace::{self, Kind, enter};
 use crate::process::{self, Filter};
-use crate::rootfs;
+use crate::rootfs::{self, Interfaces};
 use crate::state;
 use nix::errno::Errno;
 use proa_executor::{Handler, Hull};
@@ -128,10 +128,12 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
     tracing::debug!("child process in init()");
     // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.
     nix::unistd::setsid().map_err(failed("setsid()"))?;
-    enter_sandbox(&handover, running_cgroup, handler, report)?;
+    let interfaces = enter_sandbox(&handover, running_cgroup, handler, report)?;
     enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
     let native = !handler.in_process();
     process::labels(&handover.process, native)?;
+    // After the labels, which are written to procfs.
+    interfaces.protect()?;
     if handover.start_socket.is_some() {
         // It may wait for `start` for long; whoever asks it to end meanwhile is not to be ignored, as with runc.
         proa_sys::signal::end_on_termination().map_err(failed("signal(SIGTERM)"))?;
@@ -176,13 +178,13 @@ fn seal(handover: &Handover, filter: Option<&Filter>, native: bool, report: &Rep
 }
 
 /// The namespaces and the file system: after this, the process's root is the container's. `running_cgroup` is the cgroup
-/// namespace of a running container.
+/// namespace of a running container. Returns what is yet to be made read-only.
 fn enter_sandbox(
     handover: &Handover,
     running_cgroup: Option<OwnedFd>,
     handler: &mut dyn Handler,
     report: &Report,
-) -> Result<(), Error> {
+) -> Result<Interfaces, Error> {
     for join in handover
         .join
         .iter()
@@ -206,7 +208,10 @@ fn enter_sandbox(
         if let Some(socket) = console {
             terminal::attach(rootfs::console_of_running()?, &socket, handover.process.console_size)?;
         }
-        return Ok(());
+        return match handler.in_process() {
+            true => Ok(rootfs::interfaces_of_running()?),
+            false => Ok(Interfaces::default()),
+        };
     };
     let mounted = rootfs::mount_all(plan, &|mount, tree| report.map_ids(mount, tree).is_ok())?;
     if handover.parent_hooks {
@@ -217,8 +222,13 @@ fn enter_sandbox(
     if let Some(socket) = console {
         terminal::attach(mounted.console()?, &socket, handover.process.console_size)?;
     }
+    // While the host's procfs is in sight, which lists the mounts.
+    let interfaces = match handler.in_process() {
+        true => mounted.interfaces()?,
+        false => Interfaces::default(),
+    };
     mounted.pivot()?.finish()?;
-    Ok(())
+    Ok(interfaces)
 }
 
 /// Opens what the handler needs while the host's files are in sight. Then what the init image was loaded from is closed: it

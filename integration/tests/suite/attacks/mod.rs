@@ -12,6 +12,7 @@ mod process;
 mod procfs;
 mod state;
 mod wasm_bounds;
+mod wasm_engine;
 mod wasm_guest;
 mod wasm_policy;
 
@@ -32,6 +33,7 @@ pub fn tests() -> Vec<Test> {
         cgroup::tests(),
         state::tests(),
         wasm_bounds::tests(),
+        wasm_engine::tests(),
         wasm_guest::tests(),
         wasm_policy::tests(),
     ]
