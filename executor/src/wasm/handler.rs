@@ -11,7 +11,7 @@ use super::process::{OwnMemory, Title};
 use super::progress::Progress;
 use super::trap::{self, Trap};
 use super::watch::Watch;
-use super::{engine, entrypoint, names, network, process};
+use super::{engine, entrypoint, loaded, names, network, process};
 use crate::aot::Source;
 use crate::locate::ENGINE_DIR;
 use crate::native::{self, NativeHandler};
@@ -139,6 +139,7 @@ impl WasmHandler {
 impl Handler for WasmHandler {
     fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<(), Error> {
         self.target = Some(self.look(guest, rootfs, source)?);
+        loaded::protect()?;
         match &mut self.target {
             Some(Target::Program(native)) => native.prepare(guest, rootfs, source),
             _ => Ok(()),

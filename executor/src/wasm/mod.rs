@@ -24,6 +24,7 @@ mod judge;
 #[cfg(feature = "engine")]
 mod limits;
 #[cfg(feature = "engine")]
+mod loaded;
 pub mod loader_cache;
 pub mod module;
 #[cfg(feature = "engine")]

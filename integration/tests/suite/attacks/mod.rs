@@ -12,6 +12,7 @@ mod process;
 mod procfs;
 mod state;
 mod wasm_guest;
+mod wasm_host;
 mod wasm_policy;
 
 use std::fs;
@@ -31,6 +32,7 @@ pub fn tests() -> Vec<Test> {
         cgroup::tests(),
         state::tests(),
         wasm_guest::tests(),
+        wasm_host::tests(),
         wasm_policy::tests(),
     ]
     .into_iter()
