@@ -1,4 +1,5 @@
-//! What a container can do to the host by way of a Wasm container's first process, or an `exec`'s.
+//! What a container can do to the host by way of a Wasm container's first process, or an `exec`'s, and what an image can make
+//! the host pay.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,6 +16,8 @@ tests! {
     the_systems_libraries_cannot_be_written_to_by_what_is_mapped .once().only_proa();
     an_engine_without_an_overlay_cannot_be_written_to_either .once().only_proa();
     an_engine_of_links_cannot_be_written_to_either .once().only_proa();
+    a_module_is_looked_at_in_the_containers_cgroup .only_proa();
+    a_module_of_many_sections_is_refused .once().only_proa();
 }
 
 /// With the first two `/proc/PID/map_files` is open; the third is enough by itself, and may mount.
@@ -172,4 +175,55 @@ fn the_systems_libraries_cannot_be_written_to_by_what_is_mapped(ctx: &Ctx) {
     let maps = fs::read_to_string(format!("/proc/{}/maps", container.pid())).unwrap();
     assert!(maps.contains("proa-wasmedge") && maps.contains("libc.so.6"), "{maps}");
     engrave(&attacker, &runtime, &[], 8);
+}
+
+/// What an image makes an `exec` cost is the container's to pay: its first process is in the container's cgroup before it looks at
+/// the module. In one that is frozen, it comes no further.
+fn a_module_is_looked_at_in_the_containers_cgroup(ctx: &Ctx) {
+    let module = wasm::compile(&ctx.dir, "sleeps", SLEEPS, &[]);
+    let bundle = ctx.bundle();
+    fs::copy(&module, bundle.path("/module.wasm")).unwrap();
+    bundle
+        .args(&["sleep", "1000"])
+        .set("/annotations", json!({"run.oci.handler": "wasm"}));
+    let container = ctx.start(&bundle);
+    container.verb(&["pause"]).ok();
+    let entering = container.exec_call(&["--ignore-paused"], &["/module.wasm"]).spawn();
+    let init = container.pid();
+    let entered = eventually("a process enters the cgroup", || {
+        let processes = container.cgroup_file("freezer", "cgroup.procs");
+        let all = processes.lines().filter_map(|pid| pid.parse::<u32>().ok());
+        all.into_iter().find(|pid| *pid != 0 && *pid != init)
+    });
+    let maps = fs::read_to_string(format!("/proc/{entered}/maps")).unwrap();
+    withstood!(
+        !maps.contains("libwasmedge"),
+        "the module and the engine are loaded outside of the container's cgroup"
+    );
+    container.verb(&["resume"]).ok();
+    eventually("the guest", || entering.stdout().contains("up").then_some(()));
+    container.kill("KILL");
+    entering.wait();
+}
+
+/// Whatever number of things a module has, nothing of proa grows with it.
+fn a_module_of_many_sections_is_refused(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    let compiled = b"\0\x09\x08wasmedge";
+    let module = [b"\0asm\x01\0\0\0", compiled.repeat(1_000_000).as_slice()].concat();
+    fs::write(bundle.path("/module.wasm"), &module).unwrap();
+    bundle
+        .args(&["sleep", "1000"])
+        .set("/annotations", json!({"run.oci.handler": "wasm"}));
+    let container = ctx.start(&bundle);
+    let words = ["more than 16 custom sections called \"wasmedge\""];
+    let out = container.exec_call(&[], &["/module.wasm"]).output();
+    withstood!(out.stderr.contains(words[0]), "{out:?}");
+    out.refused(&words);
+    let first = ctx.bundle();
+    fs::write(first.path("/module.wasm"), &module).unwrap();
+    first
+        .args(&["/module.wasm"])
+        .set("/annotations", json!({"run.oci.handler": "wasm"}));
+    ctx.create_call(&first, &ctx.id(), &[]).output().refused(&words);
 }
