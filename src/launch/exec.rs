@@ -57,15 +57,16 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     let signals = (!options.detach).then(foreground::Signals::take).transpose()?;
 
     let mut newborn = Newborn::default();
+    let image = image::open_for(&mut hull, &plan.guest, options.settings.wasm.engine_dir.as_deref())?;
     let request = Request {
         container,
         config,
+        hull,
         plan: &plan,
         filter: filter.as_ref(),
         preserve,
         cache: cache.as_ref(),
     };
-    let image = image::open_for(&mut hull, &plan.guest, options.settings.wasm.engine_dir.as_deref())?;
     let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
     let attendant = request.attendant(child.pid);
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
@@ -85,6 +86,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
 struct Request<'a> {
     container: &'a Container,
     config: &'a Config,
+    hull: Hull,
     plan: &'a process::Plan,
     filter: Option<&'a Filter>,
     preserve: u32,
@@ -131,13 +133,17 @@ impl Request<'_> {
             .extend(number(&pidfd).into_iter().chain(console.map(AsRawFd::as_raw_fd)));
         birth.inherit.extend(self.cache.map(AsRawFd::as_raw_fd));
         let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
+        // The process in the middle looks at a module and loads the engine: what the image makes that cost is the container's,
+        // so it enters the cgroup, and its child is born there. For a Linux program it looks at nothing, and enters no cgroup
+        // that may have room for one more process only; a guest needs room for two, as a thread observes it.
+        let first_enters = !needs_middle || self.hull == Hull::Wasm;
         let mut middle = needs_middle.then(|| Middle {
             in_user_namespace: kinds.contains(&Kind::User),
-            wait: attach.is_some(),
+            wait: attach.is_some() && !first_enters,
             ..Middle::default()
         });
-        birth.wait = attach.is_some() && !needs_middle;
-        let through = birth.enter(entry, middle.as_mut())?;
+        birth.wait = attach.is_some() && first_enters;
+        let through = birth.enter(entry, middle.as_mut().filter(|_| !first_enters))?;
         let handover = Handover {
             image: image.numbers().collect(),
             middle,
@@ -174,14 +180,23 @@ impl Request<'_> {
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
         drop((init, through));
+        let mut attach = |pid| -> Result<(), Error> {
+            if let Some(below) = &attach {
+                cgroup.attach(pid, below)?;
+                parent::tell_go(&channel)?;
+            }
+            Ok(())
+        };
+        if first_enters {
+            attach(child.pid)?;
+        }
         if has_middle {
             // The one in the middle looks for the module, as the host's files are in sight of that one only.
             let serve = |pid, message| self.attendant(pid).serve(&channel, message);
             (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), Some(&serve))?;
         }
-        if let Some(below) = attach {
-            cgroup.attach(child.pid, &below)?;
-            parent::tell_go(&channel)?;
+        if !first_enters {
+            attach(child.pid)?;
         }
         Ok((child, channel, early))
     }

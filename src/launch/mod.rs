@@ -16,6 +16,7 @@ pub mod inspect;
 mod parent;
 mod restore;
 mod sdnotify;
+mod sealed;
 pub mod spawn;
 mod start;
 mod terminal;

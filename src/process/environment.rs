@@ -55,13 +55,30 @@ fn open_passwd() -> Option<impl Read> {
     file.metadata().ok()?.is_file().then(|| file.take(LONGEST))
 }
 
-/// The sixth field of the first line of `passwd` with `uid` (passwd(5)).
-fn find_home(passwd: impl BufRead, uid: u32) -> Option<String> {
-    passwd.split(b'\n').map_while(Result::ok).find_map(|line| {
-        let line = String::from_utf8(line).ok()?;
-        let mut fields = line.split(':').skip(2);
-        (fields.next()?.parse::<u32>().ok()? == uid).then(|| fields.nth(2).map(str::to_owned))?
-    })
+/// The sixth field of the first line of `passwd` with `uid` (passwd(5)). Lines that are longer than paths and names can make them
+/// are passed over: how long they are is the image's choice.
+fn find_home(mut passwd: impl BufRead, uid: u32) -> Option<String> {
+    const LINE_MAX: u64 = 64 << 10;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        match passwd.by_ref().take(LINE_MAX).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return None,
+            Ok(length) if length as u64 == LINE_MAX && !line.ends_with(b"\n") => {
+                passwd.skip_until(b'\n').ok()?;
+            }
+            Ok(_) => {
+                if let Some(home) = home_in(line.strip_suffix(b"\n").unwrap_or(&line), uid) {
+                    return Some(home);
+                }
+            }
+        }
+    }
+}
+
+fn home_in(line: &[u8], uid: u32) -> Option<String> {
+    let mut fields = std::str::from_utf8(line).ok()?.split(':').skip(2);
+    (fields.next()?.parse::<u32>().ok()? == uid).then(|| fields.nth(2).map(str::to_owned))?
 }
 
 #[cfg(test)]
@@ -107,5 +124,12 @@ mod tests {
         assert_eq!(home(7).as_deref(), Some("/home/u"));
         assert_eq!(home(8), None);
         assert_eq!(home(9), None);
+    }
+
+    #[test]
+    fn lines_without_an_end_are_passed_over() {
+        let long = format!("u:x:7:7:{}:/home/u:\nv:x:7:7::/home/v:\n", "x".repeat(100_000));
+        assert_eq!(find_home(long.as_bytes(), 7).as_deref(), Some("/home/v"));
+        assert_eq!(find_home("x".repeat(200_000).as_bytes(), 7), None);
     }
 }

@@ -1,4 +1,6 @@
 //! What a WebAssembly binary says about itself, for people: nothing here decides anything.
+//!
+//! It is read on the host, outside every container, so what is kept of it is bounded, whatever the module's author wrote.
 
 use proa_executor::aot::Hashing;
 use proa_executor::from_start::FromStart;
@@ -8,6 +10,13 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use wasmparser::{BinaryReaderError, Encoding, ExternalKind, KnownCustom, Parser, Payload, TypeRef};
+
+/// The bytes of a file that are looked at. Its digest and size are of all of it.
+const READ_MAX: u64 = 128 << 20;
+/// The most entries of all lists together.
+const LISTED_MAX: usize = 16 << 10;
+/// The longest name; of a longer one, so many bytes are kept.
+const NAME_MAX: usize = 1024;
 
 /// The facts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -41,6 +50,11 @@ pub struct Facts {
     pub custom_sections: BTreeSet<String>,
     /// It carries code that was compiled ahead of time.
     pub compiled_code: bool,
+    /// How many entries there are that none of the lists has, as they are too many.
+    pub left_out: u64,
+    /// How many were put into the lists.
+    #[serde(skip)]
+    listed: usize,
     /// Where it can't be read any further, and why.
     pub malformed: Option<String>,
 }
@@ -86,7 +100,7 @@ impl Facts {
     pub fn read(file: &File) -> io::Result<Self> {
         let mut hashing = Hashing::new(FromStart::new(file));
         let mut bytes = Vec::new();
-        hashing.read_to_end(&mut bytes)?;
+        hashing.by_ref().take(READ_MAX).read_to_end(&mut bytes)?;
         let (digest, size) = hashing.finish()?;
         let mut facts = Self {
             size,
@@ -94,7 +108,10 @@ impl Facts {
             ..Self::default()
         };
         if let Err(error) = facts.parse(&bytes) {
-            facts.malformed = Some(error.to_string());
+            facts.malformed = Some(match size {
+                0..=READ_MAX => error.to_string(),
+                _ => format!("only the first {READ_MAX} bytes are looked at"),
+            });
         }
         Ok(facts)
     }
@@ -118,20 +135,24 @@ impl Facts {
                 Payload::FunctionSection(functions) => self.functions = functions.count(),
                 Payload::TableSection(tables) => {
                     for table in tables {
-                        self.tables.push(table_limits(table?.ty));
+                        let table = table_limits(table?.ty);
+                        self.list(|facts| facts.tables.push(table));
                     }
                 }
                 Payload::MemorySection(memories) => {
                     for memory in memories {
-                        self.memories.push(memory_limits(memory?));
+                        let memory = memory_limits(memory?);
+                        self.list(|facts| facts.memories.push(memory));
                     }
                 }
                 Payload::ExportSection(exports) => {
                     for export in exports {
                         let export = export?;
-                        self.exports.push(Item {
-                            name: export.name.into(),
-                            kind: kind(export.kind),
+                        self.list(|facts| {
+                            facts.exports.push(Item {
+                                name: name(export.name),
+                                kind: kind(export.kind),
+                            });
                         });
                     }
                 }
@@ -143,38 +164,54 @@ impl Facts {
         Ok(())
     }
 
+    /// Lets `add` put one more entry into a list, if there is room.
+    fn list<T>(&mut self, add: impl FnOnce(&mut Self) -> T) {
+        match self.listed < LISTED_MAX {
+            true => {
+                self.listed += 1;
+                add(self);
+            }
+            false => self.left_out += 1,
+        }
+    }
+
     fn import(&mut self, import: wasmparser::Import<'_>) {
         let kind = match import.ty {
             TypeRef::Func(_) | TypeRef::FuncExact(_) => "function",
             TypeRef::Table(table) => {
-                self.tables.push(table_limits(table));
+                self.list(|facts| facts.tables.push(table_limits(table)));
                 "table"
             }
             TypeRef::Memory(memory) => {
-                self.memories.push(memory_limits(memory));
+                self.list(|facts| facts.memories.push(memory_limits(memory)));
                 "memory"
             }
             TypeRef::Global(_) => "global",
             TypeRef::Tag(_) => "tag",
         };
-        self.imports.entry(import.module.into()).or_default().push(Item {
-            name: import.name.into(),
-            kind,
+        self.list(|facts| {
+            facts.imports.entry(name(import.module)).or_default().push(Item {
+                name: name(import.name),
+                kind,
+            });
         });
     }
 
     fn custom(&mut self, section: &wasmparser::CustomSectionReader<'_>) {
-        self.custom_sections.insert(section.name().into());
+        self.list(|facts| facts.custom_sections.insert(name(section.name())));
         match section.as_known() {
             KnownCustom::Name(_) => self.names = true,
             KnownCustom::Producers(fields) => {
                 let values = fields.into_iter().filter_map(Result::ok).flat_map(|field| field.values);
-                let values = values.filter_map(Result::ok);
-                self.producers
-                    .extend(values.map(|value| format!("{} {}", value.name, value.version).trim().to_owned()));
+                for value in values.filter_map(Result::ok) {
+                    let text = format!("{} {}", name(value.name), name(value.version));
+                    self.list(|facts| facts.producers.insert(text.trim().to_owned()));
+                }
             }
             _ if section.name() == "target_features" => {
-                self.features.extend(features(section.data()).unwrap_or_default());
+                for feature in features(section.data()) {
+                    self.list(|facts| facts.features.insert(name(feature)));
+                }
             }
             _ if section.name().as_bytes() == proa_executor::wasm::module::AOT_SECTION => self.compiled_code = true,
             _ => {}
@@ -210,19 +247,20 @@ fn kind(kind: ExternalKind) -> &'static str {
     }
 }
 
-/// The tool conventions' `target_features`: a vector of a prefix (`+` is used) and a name.
-fn features(data: &[u8]) -> Option<Vec<String>> {
+/// As much of a name as is kept.
+fn name(text: &str) -> String {
+    let end = (0..=NAME_MAX.min(text.len()))
+        .rev()
+        .find(|at| text.is_char_boundary(*at));
+    text[..end.unwrap_or_default()].to_owned()
+}
+
+/// The tool conventions' `target_features`: a vector of a prefix (`+` is used) and a name. What can't be read ends it.
+fn features(data: &[u8]) -> impl Iterator<Item = &str> {
     let mut reader = wasmparser::BinaryReader::new(data, 0);
-    let count = reader.read_var_u32().ok()?;
-    let mut features = Vec::new();
-    for _ in 0..count {
-        let prefix = reader.read_u8().ok()?;
-        let name = reader.read_string().ok()?;
-        if prefix == b'+' {
-            features.push(name.to_owned());
-        }
-    }
-    Some(features)
+    let count = reader.read_var_u32().unwrap_or_default();
+    let each = (0..count).map_while(move |_| Some((reader.read_u8().ok()?, reader.read_string().ok()?)));
+    each.filter(|(prefix, _)| *prefix == b'+').map(|(_, feature)| feature)
 }
 
 #[cfg(test)]
@@ -272,6 +310,28 @@ mod tests {
         assert_eq!(facts.functions, 1);
         assert!(facts.names && facts.compiled_code && !facts.start_section && !facts.component);
         assert_eq!(facts.features.into_iter().collect::<Vec<_>>(), ["bulk-memory"]);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let vector = |count: usize, entry: &[u8]| {
+            let mut body = vec![count as u8 | 0x80, (count >> 7) as u8 | 0x80, (count >> 14) as u8];
+            (0..count).for_each(|_| body.extend_from_slice(entry));
+            let mut size = body.len();
+            let mut section = vec![7];
+            while size >= 0x80 {
+                section.push(size as u8 | 0x80);
+                size >>= 7;
+            }
+            section.push(size as u8);
+            [section, body].concat()
+        };
+        let module = [b"\0asm\x01\0\0\0".to_vec(), vector(100_000, b"\x01x\0\0")].concat();
+        let facts = facts(&module);
+        assert_eq!((facts.malformed, facts.exports.len()), (None, LISTED_MAX));
+        assert_eq!(facts.left_out, 100_000 - LISTED_MAX as u64);
+        assert_eq!(name(&"ä".repeat(NAME_MAX)).len(), NAME_MAX);
+        assert_eq!(name(&format!("x{}", "ä".repeat(NAME_MAX))).len(), NAME_MAX - 1);
     }
 
     #[test]

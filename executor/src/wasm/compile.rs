@@ -11,6 +11,7 @@ use super::{code, engine, process};
 use crate::Error;
 use crate::aot::{Hashing, Key, Source, Task};
 use crate::from_start::FromStart;
+use crate::locate::LIBRARY;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -45,7 +46,7 @@ impl Compiler {
         let (module, output, lifeline) = (inherit(task.module)?, inherit(task.output)?, inherit(task.lifeline)?);
         let module = File::from(module);
         let library = engine::load(engine_dir, engine::Use::Compile)?;
-        engine::has_one_thread(|| engine::LIBRARY.to_owned(), "when it is loaded")?;
+        engine::has_one_thread(|| LIBRARY.to_owned(), "when it is loaded")?;
         let unknown = || Refusal::Engine {
             engine: format!("WasmEdge {}", library.version()),
             phase: "compile",

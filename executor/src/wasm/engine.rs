@@ -6,7 +6,7 @@
 
 use super::binding::{Library, LoadError, SharedObject};
 use super::{loader_cache, stand_in};
-use crate::locate::ENGINE_DIR;
+use crate::locate::{ENGINE_DIR, ENGINE_PLACE, LIBRARY};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -17,9 +17,6 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-
-/// The engine's name as the dynamic loader knows it.
-pub const LIBRARY: &str = "libwasmedge.so.0";
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -172,10 +169,8 @@ pub fn have_started_no_thread(plugins: &[PathBuf]) -> Result<(), EngineError> {
 
 /// The directory's path, where `dir` is what was opened for this process.
 fn shown(dir: &Path) -> PathBuf {
-    match dir.starts_with("/proc/self/fd") {
-        true => std::fs::read_link(dir).unwrap_or_else(|_| dir.to_owned()),
-        false => dir.to_owned(),
-    }
+    let place = std::env::var_os(ENGINE_PLACE).filter(|_| dir.starts_with("/proc/self/fd"));
+    place.map_or_else(|| dir.to_owned(), PathBuf::from)
 }
 
 /// Why the engine can't be loaded without its compiler.

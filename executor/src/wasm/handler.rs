@@ -11,9 +11,9 @@ use super::process::{OwnMemory, Title};
 use super::progress::Progress;
 use super::trap::{self, Trap};
 use super::watch::Watch;
-use super::{engine, entrypoint, hardening, names, network, opens, process};
+use super::{engine, entrypoint, hardening, loaded, names, network, opens, process};
 use crate::aot::Source;
-use crate::locate::ENGINE_DIR;
+use crate::locate::{ENGINE_DIR, LIBRARY};
 use crate::native::{self, NativeHandler};
 use crate::policy::{Aot, Limits};
 use crate::status::{self, Ended, Page, Phase};
@@ -113,7 +113,7 @@ impl WasmHandler {
         };
         progress.is_over(Phase::Find);
         let library = engine::load(engine_dir, engine::Use::Run)?;
-        engine::has_one_thread(|| engine::LIBRARY.to_owned(), "when it is loaded")?;
+        engine::has_one_thread(|| LIBRARY.to_owned(), "when it is loaded")?;
         names::fix(network::asks_nameservers(guest))?;
         engine::load_plugins(&library, policy.map_or(&[][..], |policy| &policy.plugins))?;
         progress.page.engine(&format!("WasmEdge {}", library.version()));
@@ -140,6 +140,7 @@ impl WasmHandler {
 impl Handler for WasmHandler {
     fn prepare(&mut self, guest: &Guest, rootfs: BorrowedFd<'_>, source: &mut dyn Source) -> Result<(), Error> {
         self.target = Some(self.look(guest, rootfs, source)?);
+        loaded::protect()?;
         match &mut self.target {
             Some(Target::Program(native)) => native.prepare(guest, rootfs, source),
             _ => Ok(()),

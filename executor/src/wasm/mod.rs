@@ -30,6 +30,7 @@ mod kernel_files;
 #[cfg(feature = "engine")]
 mod limits;
 #[cfg(feature = "engine")]
+mod loaded;
 pub mod loader_cache;
 pub mod module;
 #[cfg(feature = "engine")]

@@ -27,6 +27,9 @@ const CORE: [u8; 4] = [1, 0, 0, 0];
 const NAME_MAX: u64 = 256;
 /// The most imported modules that are remembered for error messages.
 const IMPORTS_MAX: usize = 16;
+/// The most custom sections called [`AOT_SECTION`] that a module may have: `wasmedge compile` makes one. Where each of them is has
+/// to be known, to rename it, and eleven bytes of a module are enough for one.
+pub const AOT_SECTIONS_MAX: usize = 16;
 
 /// What the first bytes of a file say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +87,14 @@ pub enum Refusal {
          trusted; ship the .wasm file"
     )]
     SharedLibrary,
+    /// More of something than is kept account of.
+    #[error("more than {limit} {what}")]
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// The most that are taken.
+        limit: usize,
+    },
     /// More than the engine's interface can take.
     #[error("{0} bytes: larger than the 4 GiB a module can have")]
     TooLarge(u64),
@@ -172,7 +183,7 @@ pub struct Survey {
     pub more_tables: bool,
     /// The modules it imports from (the first few).
     pub imports: BTreeSet<String>,
-    /// Offsets of the names of custom sections called [`AOT_SECTION`].
+    /// Offsets of the names of custom sections called [`AOT_SECTION`], at most [`AOT_SECTIONS_MAX`].
     pub aot: Vec<u64>,
 }
 
@@ -358,9 +369,16 @@ pub fn hide_aot(module: &mut [u8], offsets: &[u64]) {
 
 fn custom<R: Read + Seek>(reader: &mut Reader<R>, end: u64, survey: &mut Survey) -> Result<(), Refusal> {
     let name = custom_name(reader, end)?;
-    if name == AOT_SECTION {
-        survey.aot.push(reader.at - name.len() as u64);
+    if name != AOT_SECTION {
+        return Ok(());
     }
+    if survey.aot.len() == AOT_SECTIONS_MAX {
+        return Err(Refusal::TooMany {
+            what: "custom sections called \"wasmedge\"",
+            limit: AOT_SECTIONS_MAX,
+        });
+    }
+    survey.aot.push(reader.at - name.len() as u64);
     Ok(())
 }
 

@@ -125,6 +125,12 @@ fn module(lines: &mut Lines, report: &Report) {
     if facts.component {
         return;
     }
+    if facts.left_out > 0 {
+        lines.add(
+            "left out",
+            format!("{} entries of the lists that follow", facts.left_out),
+        );
+    }
     for (name, items) in &facts.imports {
         let names: Vec<&str> = items.iter().map(|item| item.name.as_str()).collect();
         lines.add("imports", format!("{name}: {}", names.join(", ")));

@@ -144,6 +144,15 @@ fn imports_are_named() {
 }
 
 #[test]
+fn sections_of_compiled_code_are_few() {
+    let compiled = || part(0, &name("wasmedge"));
+    let with = |count: usize| look(&module(&[export(&["_start"]), compiled().repeat(count)]));
+    assert_eq!(with(AOT_SECTIONS_MAX).unwrap().aot.len(), AOT_SECTIONS_MAX);
+    let refused = with(AOT_SECTIONS_MAX + 1).unwrap_err().to_string();
+    assert_eq!(refused, "more than 16 custom sections called \"wasmedge\"");
+}
+
+#[test]
 fn code_compiled_ahead_of_time_is_found_and_hidden() {
     let aot = part(0, &[name("wasmedge"), b"native code".to_vec()].concat());
     let other = part(0, &[name("wasmedg"), b"x".to_vec()].concat());

@@ -14,6 +14,7 @@ mod state;
 mod wasm_bounds;
 mod wasm_engine;
 mod wasm_guest;
+mod wasm_host;
 mod wasm_policy;
 
 use std::fs;
@@ -35,6 +36,7 @@ pub fn tests() -> Vec<Test> {
         wasm_bounds::tests(),
         wasm_engine::tests(),
         wasm_guest::tests(),
+        wasm_host::tests(),
         wasm_policy::tests(),
     ]
     .into_iter()
