@@ -11,6 +11,7 @@ mod filesystem;
 mod process;
 mod procfs;
 mod state;
+mod volumes;
 mod wasm_guest;
 mod wasm_policy;
 
@@ -30,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         process::tests(),
         cgroup::tests(),
         state::tests(),
+        volumes::tests(),
         wasm_guest::tests(),
         wasm_policy::tests(),
     ]
