@@ -6,10 +6,10 @@
 
 use super::error::{Error, Named};
 use super::mounts::Scene;
-use super::resolve::{Missing, Place, Root};
+use super::resolve::{Missing, Place};
 use super::tree::{self, Change, Source};
 use proa_sys::Errno;
-use rustix::fs::{FsWord, Mode, OFlags, fstat, mkdirat, openat, statfs, symlinkat};
+use rustix::fs::{FsWord, Mode, OFlags, mkdirat, openat, statfs, symlinkat};
 use rustix::mount::{MountAttrFlags as Attr, MountFlags as Flag};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -48,8 +48,7 @@ fn unified(scene: &Scene<'_>) -> Result<(), Error> {
         // A user namespace without a cgroup namespace of its own may not mount it, only show what there is.
         Err(error) if matches!(error.errno(), Some(Errno::EPERM | Errno::EBUSY)) => show(scene, &place, flags),
         Err(error) => Err(error),
-        // There is only one cgroup2: what is below may be the same.
-        Ok(()) if scene.unsettled() => scene.settle(tree::reopen(&place.real, scene.root, |_| true)?.as_fd()),
+        Ok(()) if scene.unsettled() => scene.settle(place.top()?.as_fd()),
         Ok(()) => Ok(()),
     }
 }
@@ -97,7 +96,7 @@ fn v1(scene: &Scene<'_>) -> Result<(), Error> {
         &data,
         &place.real,
     )?;
-    let dir = top(scene.root, &place)?;
+    let dir = place.top()?;
     for hierarchy in &hierarchies {
         hierarchy_mount(scene, &dir, &place, hierarchy, mounted.as_deref())?;
     }
@@ -173,12 +172,6 @@ fn restrict(tree: BorrowedFd<'_>, flags: u32) -> Result<(), Error> {
         ..change
     };
     tree::change(tree, change).call(|| format!("mount_setattr(cgroup, {change:x?})"))
-}
-
-/// What was just mounted on `place`: something else than what is below it.
-fn top(root: &Root, place: &Place) -> Result<OwnedFd, Error> {
-    let below = fstat(&place.fd).call(|| format!("fstat({:?})", place.real))?;
-    tree::reopen(&place.real, root, |found| found.st_dev != below.st_dev)
 }
 
 /// Reads `/proc/self/cgroup` (cgroups(7)): `ID:CONTROLLERS:PATH`.

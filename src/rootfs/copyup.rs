@@ -38,10 +38,9 @@ impl Copy {
     }
 
     fn entry(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: CString, path: &Path) -> Result<(), Error> {
-        let stat = statat(from, &name, AtFlags::SYMLINK_NOFOLLOW).call(|| format!("fstatat({path:?})"))?;
+        let mut stat = statat(from, &name, AtFlags::SYMLINK_NOFOLLOW).call(|| format!("fstatat({path:?})"))?;
         let call = |what: &str| format!("{what}({path:?})");
-        let key = (stat.st_dev, stat.st_ino);
-        if let Some((dir, other)) = self.links.get(&key) {
+        if let Some((dir, other)) = self.links.get(&(stat.st_dev, stat.st_ino)) {
             return linkat(dir, other, to, &name, AtFlags::empty()).call(|| call("linkat"));
         }
         let (uid, gid) = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
@@ -52,6 +51,7 @@ impl Copy {
                 mkdirat(to, &name, Mode::RWXU).call(|| call("mkdirat"))?;
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | nofollow;
                 let below = openat(from, &name, flags, Mode::empty()).call(|| call("openat"))?;
+                stat = fstat(&below).call(|| call("fstat"))?;
                 let made = openat(to, &name, flags, Mode::empty()).call(|| call("openat"))?;
                 self.dir(below.as_fd(), made.as_fd(), path)?;
                 own(made.as_fd(), &stat, path)?;
@@ -62,8 +62,9 @@ impl Copy {
                 let mut data: File = openat(from, &name, flags, Mode::empty())
                     .call(|| call("openat"))?
                     .into();
-                let opened = fstat(&data).call(|| call("fstat"))?;
-                if !FileType::from_raw_mode(opened.st_mode).is_file() {
+                // Nor may the owner and the set-id bits of one file come to the contents of another.
+                stat = fstat(&data).call(|| call("fstat"))?;
+                if !FileType::from_raw_mode(stat.st_mode).is_file() {
                     return Err(Error::refuse(path, "was exchanged while it was copied"));
                 }
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | nofollow;
@@ -84,8 +85,10 @@ impl Copy {
             }
         }
         if stat.st_nlink > 1 && !FileType::from_raw_mode(stat.st_mode).is_dir() {
-            self.links
-                .insert(key, (to.try_clone_to_owned().call(|| call("dup"))?, name));
+            self.links.insert(
+                (stat.st_dev, stat.st_ino),
+                (to.try_clone_to_owned().call(|| call("dup"))?, name),
+            );
         }
         Ok(())
     }

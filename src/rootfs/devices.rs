@@ -1,39 +1,76 @@
 //! `/dev`: nodes and the links of every container (config-linux.md, "Default Devices"; runc adds `core`).
 
 use super::error::{Error, Named};
-use super::resolve::{Missing, Root};
+use super::mounts::Made;
+use super::resolve::{Missing, Root, make_one};
 use super::tree::{self, Source};
-use super::{Device, DeviceKind, Plan};
+use super::{Device, DeviceKind, Mount, Plan};
 use proa_sys::Errno;
 use proa_sys::errno::Raw;
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, chownat, fstat, makedev, mknodat, openat,
-    statat, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, makedev, mknodat, openat, statat, symlinkat,
+    unlinkat,
 };
+use std::cell::OnceCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Makes the nodes of the plan, `ptmx`, and the links.
-pub(super) fn all(plan: &Plan, root: &Root) -> Result<(), Error> {
-    let dev = directory(root, Path::new("/dev"))?;
+/// The container's own `/dev`: from here on it is known by its descriptor.
+#[derive(Debug)]
+pub(super) struct Dev {
+    root: Root,
+    null: OnceCell<OwnedFd>,
+}
+
+impl Dev {
+    /// An `O_PATH` descriptor of its `null`.
+    pub(super) fn null(&self) -> Result<BorrowedFd<'_>, Error> {
+        if self.null.get().is_none() {
+            let null = null(&self.root, Path::new("null"))?;
+            // It was empty: there is one thread.
+            self.null.set(null).ok();
+        }
+        self.null
+            .get()
+            .map(AsFd::as_fd)
+            .ok_or_else(|| Error::refuse(Path::new(NULL), "is gone"))
+    }
+
+    /// The directory itself.
+    pub(super) fn root(&self) -> &Root {
+        &self.root
+    }
+}
+
+const NULL: &str = "/dev/null";
+
+/// Makes the nodes of the plan, `ptmx`, and the links, and gives the standard streams the container's null device.
+pub(super) fn all(plan: &Plan, root: &Root, made: &mut Made<'_>) -> Result<Dev, Error> {
+    let dev = match made.dev.take() {
+        Some(mounted) => mounted,
+        None => straight(root, Path::new("/dev"))?,
+    };
+    let dev = Dev {
+        root: Root::new(dev),
+        null: OnceCell::new(),
+    };
     for device in &plan.devices {
-        one(plan, device, &dev, root).map_err(|cause| Error::Device {
+        one(plan, device, &dev, (root, made)).map_err(|cause| Error::Device {
             path: device.path.clone(),
             cause: cause.into(),
         })?;
     }
-    links(root, dev.as_fd())
+    links(root, dev.root.as_fd())?;
+    reopen_null(&dev)?;
+    Ok(dev)
 }
 
-/// A directory for nodes. In `/dev` a symbolic link of the image could lead to a volume of the host, where a device node
-/// must never appear.
-fn directory(root: &Root, path: &Path) -> Result<OwnedFd, Error> {
-    if !path.starts_with("/dev") {
-        return root.make_dir(path);
-    }
+/// The directory `path` below `root`, made if it is missing. No symbolic link may lead there: it could lead to a volume of the
+/// host, where a device node must never appear.
+pub(super) fn straight(root: &Root, path: &Path) -> Result<OwnedFd, Error> {
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let refuse = || Error::refuse(path, "is reached through a symbolic link");
-    match root.open_with(path, flags, ResolveFlags::NO_SYMLINKS) {
+    match root.open_straight(path, flags) {
         Ok(fd) => Ok(fd),
         Err(Errno::ENOENT) => match root.make(path, Missing::Dir)? {
             made if made.real == path => Ok(made.fd),
@@ -44,18 +81,39 @@ fn directory(root: &Root, path: &Path) -> Result<OwnedFd, Error> {
     }
 }
 
-fn one(plan: &Plan, device: &Device, dev: &OwnedFd, root: &Root) -> Result<(), Error> {
+/// The directory `path` for a node. The bundle may have put a volume there; a link of the image may not lead to one, nor have led
+/// one there.
+fn directory(dev: &Dev, path: &Path, (root, made): (&Root, &Made<'_>)) -> Result<OwnedFd, Error> {
+    let (fd, real) = match path.strip_prefix("/dev") {
+        Ok(inside) => (straight(&dev.root, &Path::new("/").join(inside))?, path.to_owned()),
+        Err(_) => {
+            let place = root.make_dir(path)?;
+            (place.fd, place.real)
+        }
+    };
+    let led = |(mount, at): &&(&Mount, PathBuf)| real.starts_with(at) && (real != path || *at != mount.destination);
+    match made.binds.iter().find(led) {
+        None => Ok(fd),
+        Some((mount, _)) => Err(Error::refuse(
+            path,
+            format!("is in the volume of mounts[{}], by a symbolic link", mount.index),
+        )),
+    }
+}
+
+fn one(plan: &Plan, device: &Device, dev: &Dev, beside: (&Root, &Made<'_>)) -> Result<(), Error> {
     let Some(name) = device.path.file_name() else {
         return Err(Error::refuse(&device.path, "is no name for a device"));
     };
     let parent = device.path.parent().unwrap_or(Path::new("/"));
     let made;
     let dir = if parent == Path::new("/dev") {
-        dev.as_fd()
+        dev.root.as_fd()
     } else {
-        made = directory(root, parent)?;
+        made = directory(dev, parent, beside)?;
         made.as_fd()
     };
+    let root = beside.0;
     let name = Path::new(name);
     // In a user namespace a node that mknod(2) would make can't be opened.
     if plan.userns {
@@ -84,13 +142,26 @@ fn one(plan: &Plan, device: &Device, dev: &OwnedFd, root: &Root) -> Result<(), E
     }
     // The node has our owner, and its mode is exact because the mask is empty.
     if (device.uid, device.gid) != (0, 0) {
-        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
-        chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-            .call(|| format!("chown({:?}, {}, {})", device.path, device.uid, device.gid))?;
-        // chown(2) takes set-id bits off.
-        if device.mode & 0o6000 != 0 {
-            rustix::fs::chmodat(dir, name, mode, AtFlags::empty()).call(|| format!("chmod({:?})", device.path))?;
-        }
+        give(device, dir, name)?;
+    }
+    Ok(())
+}
+
+/// Gives a node to its owner, if it is still there: others may share the directory.
+pub(super) fn give(device: &Device, dir: BorrowedFd<'_>, name: &Path) -> Result<(), Error> {
+    let path = &device.path;
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let node = openat(dir, name, flags, Mode::empty()).call(|| format!("open({path:?}, O_PATH|O_NOFOLLOW)"))?;
+    if !device.is(&fstat(&node).call(|| format!("fstat({path:?})"))?) {
+        return Err(Error::refuse(path, "was exchanged while it was made"));
+    }
+    let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+    chownat(&node, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+        .call(|| format!("chown({path:?}, {}, {})", device.uid, device.gid))?;
+    // chown(2) takes set-id bits off.
+    if device.mode & 0o6000 != 0 {
+        let mode = Mode::from_raw_mode(device.mode);
+        rustix::fs::chmod(tree::magic(node.as_fd()), mode).call(|| format!("chmod({path:?})"))?;
     }
     Ok(())
 }
@@ -104,7 +175,7 @@ impl Device {
         }
     }
 
-    fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         if self.kind == DeviceKind::Fifo {
             0
         } else {
@@ -148,7 +219,9 @@ fn show_host(device: &Device, dir: BorrowedFd<'_>, name: &Path, root: &Root) -> 
     let handle = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let place = match openat(dir, name, handle, Mode::empty()) {
         Ok(place) => place,
-        Err(rustix::io::Errno::NOENT) => root.make(path, Missing::File)?.fd,
+        Err(rustix::io::Errno::NOENT) => {
+            make_one(dir, name.as_os_str(), Missing::File).call(|| format!("open({path:?}, O_CREAT|O_EXCL)"))?
+        }
         Err(errno) => return Err(errno).call(|| format!("open({path:?}, O_PATH|O_NOFOLLOW)")),
     };
     tree::bind(Source::Fd(host.as_fd()), false, place.as_fd(), path, root).map(drop)
@@ -169,7 +242,7 @@ fn links(root: &Root, dev: BorrowedFd<'_>) -> Result<(), Error> {
     link("/proc/self/fd/0", "stdin")?;
     link("/proc/self/fd/1", "stdout")?;
     link("/proc/self/fd/2", "stderr")?;
-    match root.open_with(Path::new("/proc/kcore"), OFlags::PATH, ResolveFlags::NO_SYMLINKS) {
+    match root.open_straight(Path::new("/proc/kcore"), OFlags::PATH) {
         Ok(_) => link("/proc/kcore", "core"),
         Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => Ok(()),
         Err(errno) => Err(errno).call(|| "openat2(root, \"/proc/kcore\", O_PATH)"),
@@ -181,31 +254,22 @@ pub(super) fn is_null(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode).is_char_device() && stat.st_rdev == makedev(1, 3)
 }
 
-/// Opens the container's `/dev/null` and makes sure that it is one (CVE-2025-31133).
-pub(super) fn open_null(root: &Root, flags: OFlags) -> Result<OwnedFd, Error> {
-    let path = Path::new("/dev/null");
-    let null = root
-        .open_with(path, OFlags::PATH | OFlags::NOFOLLOW, ResolveFlags::NO_SYMLINKS)
+/// Opens the container's null device, `path` below `at`, and makes sure that it is one (CVE-2025-31133).
+pub(super) fn null(at: &Root, path: &Path) -> Result<OwnedFd, Error> {
+    let null = at
+        .open_straight(path, OFlags::PATH | OFlags::NOFOLLOW)
         .call(|| "openat2(root, \"/dev/null\", O_PATH|O_NOFOLLOW)")?;
-    if !is_null(&fstat(&null).call(|| "fstat(\"/dev/null\")")?) {
-        return Err(Error::refuse(path, "is not the null device"));
-    }
-    if flags.contains(OFlags::PATH) {
+    if is_null(&fstat(&null).call(|| "fstat(\"/dev/null\")")?) {
         return Ok(null);
     }
-    let opened = root.open_with(path, flags | OFlags::NOFOLLOW, ResolveFlags::NO_SYMLINKS);
-    let opened = opened.call(|| format!("openat2(root, \"/dev/null\", {flags:?})"))?;
-    if is_null(&fstat(&opened).call(|| "fstat(\"/dev/null\")")?) {
-        return Ok(opened);
-    }
-    Err(Error::refuse(path, "is not the null device"))
+    Err(Error::refuse(Path::new(NULL), "is not the null device"))
 }
 
 /// Standard streams that are the host's `/dev/null` become the container's: the host's node is on a mount that is gone
 /// from the container, where `/proc/self/fd/0` could not be opened.
-pub(super) fn reopen_null(root: &Root) -> Result<(), Error> {
+fn reopen_null(dev: &Dev) -> Result<(), Error> {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
-    let mut null = None;
+    let mut opened: Option<OwnedFd> = None;
     for (number, stream) in streams.into_iter().enumerate() {
         match fstat(stream) {
             Ok(stat) if is_null(&stat) => {}
@@ -213,13 +277,14 @@ pub(super) fn reopen_null(root: &Root) -> Result<(), Error> {
             Err(errno) if errno.raw() == Errno::EBADF => continue,
             Err(errno) => return Err(errno).call(|| format!("fstat({number})")),
         }
-        let null = match &null {
+        let null = match &opened {
             Some(null) => null,
-            None => match open_null(root, OFlags::RDWR) {
-                Ok(opened) => null.insert(opened),
-                Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(()),
-                Err(error) => return Err(error),
-            },
+            None => {
+                let node = tree::magic(dev.null()?);
+                let flags = OFlags::RDWR | OFlags::CLOEXEC;
+                let null = openat(CWD, &node, flags, Mode::empty()).call(|| "open(<\"/dev/null\">, O_RDWR)")?;
+                opened.insert(null)
+            }
         };
         let duplicated = match number {
             0 => rustix::stdio::dup2_stdin(null),

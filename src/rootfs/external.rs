@@ -3,8 +3,8 @@
 use super::error::Error;
 use super::resolve::{Root, is_dir, open_dir};
 use super::{Kind, Mount, Plan, mounts, options};
-use rustix::fs::{OFlags, ResolveFlags};
 use rustix::mount::{MountPropagationFlags, mount_change};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 /// A mount from outside.
@@ -64,9 +64,9 @@ impl Plan {
     pub fn masked_files(&self, pid: i32) -> Result<Vec<PathBuf>, Error> {
         let root = Root::new(open_dir(Path::new(&format!("/proc/{pid}/root")))?);
         let is_file = |path: &&PathBuf| {
-            let found = root.open_with(path, OFlags::PATH, ResolveFlags::empty());
+            let found = root.lookup(path, false).ok().flatten();
             // What can't be looked at was not masked either.
-            found.is_ok_and(|fd| is_dir(std::os::fd::AsFd::as_fd(&fd)).is_ok_and(|dir| !dir))
+            found.is_some_and(|place| is_dir(place.fd.as_fd()).is_ok_and(|dir| !dir))
         };
         Ok(self.masked.iter().filter(is_file).cloned().collect())
     }

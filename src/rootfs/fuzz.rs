@@ -5,7 +5,8 @@ use super::resolve::{Missing, Root, open_dir, path_of};
 use super::{Plan, plan};
 use crate::fuzz::{Bytes, scratch};
 use proa_sys::Errno;
-use rustix::fs::{OFlags, ResolveFlags};
+use proa_sys::errno::Raw;
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::mount::MountAttrFlags;
 use std::ffi::OsStr;
 use std::fs;
@@ -193,10 +194,11 @@ pub fn resolver(data: &[u8]) {
                     assert!(!place.new);
                 }
                 older(&tree, &path, nofollow);
+                by_links(&tree, &path);
             }
             2 => {
-                if let Ok(fd) = tree.root.make_dir(&path) {
-                    tree.holds(&fd, &path);
+                if let Ok(place) = tree.root.make_dir(&path) {
+                    tree.holds(&place.fd, &path);
                 }
             }
             3 | 4 => {
@@ -205,8 +207,7 @@ pub fn resolver(data: &[u8]) {
                     && let Ok(place) = tree.root.make(&path, missing)
                 {
                     tree.holds(&place.fd, &path);
-                    let real = tree.root.real(place.fd.as_fd()).expect("it is below the root");
-                    assert!(real.is_absolute());
+                    assert!(place.real.is_absolute());
                 }
             }
             _ => {
@@ -224,27 +225,47 @@ pub fn resolver(data: &[u8]) {
 /// Before openat2(2) a path leads to the same place or nowhere.
 fn older(tree: &Tree, path: &Path, nofollow: bool) {
     let follow = if nofollow { OFlags::NOFOLLOW } else { OFlags::empty() };
-    for resolve in [ResolveFlags::empty(), ResolveFlags::NO_SYMLINKS] {
-        let flags = OFlags::PATH | OFlags::CLOEXEC | follow;
-        let old = tree.root.emulated(super::resolve::relative(path), flags, resolve);
-        let new = tree.root.open_with(path, flags, resolve);
-        match (old, new) {
-            (Ok(old), Ok(new)) => {
-                tree.holds(&old, path);
-                let id = |fd: &OwnedFd| {
-                    let meta = fs::File::from(fd.try_clone().expect("dup")).metadata().expect("fstat");
-                    (meta.dev(), meta.ino())
-                };
-                assert_eq!(id(&old), id(&new), "{path:?} {resolve:?}");
-            }
-            // Stricter in what is rare: `..` where links are refused anyway.
-            (Err(_), _) => {}
-            (Ok(old), Err(errno)) => {
-                tree.holds(&old, path);
-                // Names are not counted together, and `/.` behind a file is not seen.
-                let known = [Errno::ENAMETOOLONG, Errno::ENOTDIR];
-                assert!(known.contains(&errno), "{path:?} {resolve:?}: openat2 said {errno}");
-            }
+    let flags = OFlags::PATH | OFlags::CLOEXEC | follow;
+    let old = tree.root.step_by_step(super::resolve::relative(path), flags);
+    same(tree, path, old, tree.root.open_straight(path, flags));
+}
+
+/// With links, which are taken here, it leads to where the kernel finds it.
+fn by_links(tree: &Tree, path: &Path) {
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let kernel = openat2(
+        &tree.root,
+        super::resolve::relative(path),
+        flags,
+        Mode::empty(),
+        resolve,
+    );
+    let own = match tree.root.lookup(path, false) {
+        Ok(Some(place)) => Ok(place.fd),
+        Ok(None) => Err(Errno::ENOENT),
+        Err(error) => Err(error.errno().unwrap_or(Errno::EXDEV)),
+    };
+    same(tree, path, own, kernel.map_err(|errno| errno.raw()));
+}
+
+fn same(tree: &Tree, path: &Path, old: Result<OwnedFd, Errno>, new: Result<OwnedFd, Errno>) {
+    match (old, new) {
+        (Ok(old), Ok(new)) => {
+            tree.holds(&old, path);
+            let id = |fd: &OwnedFd| {
+                let meta = fs::File::from(fd.try_clone().expect("dup")).metadata().expect("fstat");
+                (meta.dev(), meta.ino())
+            };
+            assert_eq!(id(&old), id(&new), "{path:?}");
+        }
+        // Stricter in what is rare: `..` where links are refused anyway.
+        (Err(_), _) => {}
+        (Ok(old), Err(errno)) => {
+            tree.holds(&old, path);
+            // Names are not counted together, and `/.` behind a file is not seen.
+            let known = [Errno::ENAMETOOLONG, Errno::ENOTDIR];
+            assert!(known.contains(&errno), "{path:?}: openat2 said {errno}");
         }
     }
 }

@@ -4,9 +4,9 @@
 //! init, in its new mount namespace, as phases that consume each other: [`mount_all`] -> [`Mounted`] -> [`Entered`].
 //!
 //! The attacker is the image, and a running container that shares a volume with this one: both may hold symbolic links
-//! and exchange them at any moment. So a path below the root is looked up once, by the kernel, with openat2(2) and
-//! `RESOLVE_IN_ROOT`, and from then on only its descriptor is used: `move_mount` goes onto a descriptor, mount(2) onto
-//! `.` of a directory entered by fchdir(2).
+//! and exchange them at any moment. So a path below the root is looked up once, and from then on only its descriptor is used:
+//! `move_mount` goes onto a descriptor, mount(2) onto `.` of a directory that fchdir(2) has entered, and what was mounted there
+//! is found from that descriptor, too ([`tree::top`]). `docs/security.md`, "One look-up", has where that is for each path.
 
 mod cgroup;
 mod console;
@@ -233,7 +233,10 @@ impl Plan {
 
 /// `exec --tty`: allocates a pseudo-terminal in the devpts of the container that this process has joined.
 pub fn console_of_running() -> Result<Console, Error> {
-    console::open(&Root::new(resolve::open_dir(Path::new("/"))?), false)
+    console::open(
+        &Root::new(resolve::open_dir(Path::new("/"))?),
+        Path::new("dev/pts/ptmx"),
+    )
 }
 
 /// Asks the parent to set the id map of a mount, by its place in `mounts`, on the detached mount that is given (see
@@ -246,16 +249,16 @@ pub fn mount_all<'a>(plan: &'a Plan, ask: AskToMap<'_>) -> Result<Mounted<'a>, E
     // Modes are given in full below; the caller's mask must not take from them.
     let mask = umask(Mode::empty());
     let mounted = pivot::prepare(plan).and_then(|root| {
-        let mounted = Mounted {
+        let root = Root::new(root);
+        let mut made = mounts::all(plan, &root, ask)?;
+        let dev = plan.setup_dev.then(|| devices::all(plan, &root, &mut made));
+        Ok(Mounted {
             plan,
-            root: Root::new(root),
+            root,
+            dev: dev.transpose()?,
+            late: made.late,
             host_proc: None,
-        };
-        mounts::all(plan, &mounted.root, ask)?;
-        if plan.setup_dev {
-            devices::all(plan, &mounted.root)?;
-        }
-        Ok(mounted)
+        })
     });
     umask(mask);
     let mut mounted = mounted?;
@@ -270,6 +273,10 @@ pub fn mount_all<'a>(plan: &'a Plan, ask: AskToMap<'_>) -> Result<Mounted<'a>, E
 pub struct Mounted<'a> {
     plan: &'a Plan,
     root: Root,
+    /// Its `/dev`, if that is its own.
+    dev: Option<devices::Dev>,
+    /// The mounts that are to become read-only at the end.
+    late: Vec<(&'a Mount, OwnedFd)>,
     /// The host's procfs, for sysctls of a container that has none itself.
     host_proc: Option<procfs::Procfs>,
 }
@@ -283,7 +290,17 @@ impl<'a> Mounted<'a> {
     /// Allocates a pseudo-terminal in the container's devpts and bind-mounts its slave on `/dev/console`. The size is
     /// the caller's to set.
     pub fn console(&self) -> Result<Console, Error> {
-        console::open(&self.root, true)
+        let other;
+        let dev = match &self.dev {
+            Some(dev) => dev.root(),
+            None => {
+                other = Root::new(devices::straight(&self.root, Path::new("/dev"))?);
+                &other
+            }
+        };
+        let console = console::open(dev, Path::new("pts/ptmx"))?;
+        console::show(dev, &console)?;
+        Ok(console)
     }
 
     /// Makes the container's root the process's root and detaches the host's.
@@ -291,7 +308,9 @@ impl<'a> Mounted<'a> {
         pivot::enter(self.plan, self.root.as_fd())?;
         Ok(Entered {
             plan: self.plan,
-            root: self.root.entered(),
+            root: self.root,
+            dev: self.dev,
+            late: self.late,
             host_proc: self.host_proc,
         })
     }
@@ -303,6 +322,8 @@ pub struct Entered<'a> {
     /// The plan.
     pub plan: &'a Plan,
     root: Root,
+    dev: Option<devices::Dev>,
+    late: Vec<(&'a Mount, OwnedFd)>,
     host_proc: Option<procfs::Procfs>,
 }
 
@@ -319,15 +340,17 @@ impl Entered<'_> {
         if let Some(cwd) = self.plan.cwd.as_ref().filter(|cwd| *cwd != Path::new("/")) {
             self.root.make_dir(cwd)?;
         }
-        if self.plan.setup_dev {
-            devices::reopen_null(&self.root)?;
-        }
-        protect::late_readonly(self.plan, &self.root)?;
+        protect::late_readonly(self.late)?;
         if self.plan.root_readonly {
             protect::root(&self.root)?;
         }
         procfs::write_sysctls(self.plan, self.host_proc.as_ref())?;
         protect::readonly(&self.plan.readonly_paths, &self.root)?;
-        protect::mask(&self.plan.masked, &self.root, self.plan.label.as_deref())
+        protect::mask(
+            &self.plan.masked,
+            &self.root,
+            self.dev.as_ref(),
+            self.plan.label.as_deref(),
+        )
     }
 }

@@ -3,16 +3,19 @@
 use super::error::{Error, Named};
 use super::resolve::{Missing, Place, Root};
 use super::tree::{self, Change, Source};
-use super::{AskToMap, Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc, sources};
+use super::{AskToMap, Kind, Mount, Plan, cgroup, copyup, options, plan::check_proc, protect, sources};
 use proa_sys::Errno;
 use proa_sys::errno::Raw;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat};
+use rustix::fs::{CWD, Mode, OFlags, fstat, fstatfs, openat};
 use rustix::mount::{MountAttrFlags as Attr, MountFlags as Flag};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// `PROC_SUPER_MAGIC`, and the inode number of the root of every procfs.
 const PROC: (rustix::fs::FsWord, u64) = (0x9fa0, 1);
+
+/// Where the runtime itself makes files.
+const DEV: &str = "/dev";
 
 /// What one mount is made with.
 pub(super) struct Scene<'a> {
@@ -22,14 +25,54 @@ pub(super) struct Scene<'a> {
     pub ask: AskToMap<'a>,
 }
 
+/// What later steps need of the mounts: they go on from here, and look none up again, as it could be another one by then.
+#[derive(Debug, Default)]
+pub(super) struct Made<'a> {
+    /// The root of the file system that the bundle has on `/dev`.
+    pub dev: Option<OwnedFd>,
+    /// What [`protect::is_late_readonly`].
+    pub late: Vec<(&'a Mount, OwnedFd)>,
+    /// The bind mounts, and where below the root they lie, links of the image taken.
+    pub binds: Vec<(&'a Mount, PathBuf)>,
+}
+
+impl<'a> Made<'a> {
+    fn note(&mut self, mount: &'a Mount, laid: Laid) -> Result<(), Error> {
+        if mount.kind == Kind::Bind {
+            self.binds.push((mount, laid.real));
+            return Ok(());
+        }
+        let Some(top) = laid.top else { return Ok(()) };
+        if protect::is_late_readonly(mount) {
+            let top = top.try_clone().call(|| "fcntl(F_DUPFD_CLOEXEC)")?;
+            self.late.push((mount, top));
+        }
+        if mount.destination == Path::new(DEV) {
+            self.dev = Some(top);
+        }
+        Ok(())
+    }
+}
+
+/// A mount that was made.
+struct Laid {
+    /// Where below the root it lies.
+    real: PathBuf,
+    /// Its root, where that is needed.
+    top: Option<OwnedFd>,
+}
+
 /// Makes every mount.
-pub(super) fn all(plan: &Plan, root: &Root, ask: AskToMap<'_>) -> Result<(), Error> {
+pub(super) fn all<'a>(plan: &'a Plan, root: &Root, ask: AskToMap<'_>) -> Result<Made<'a>, Error> {
+    let mut made = Made::default();
     for mount in &plan.mounts {
         let scene = Scene { plan, root, mount, ask };
-        one(&scene).map_err(|cause| named(mount, cause))?;
+        let laid = one(&scene).and_then(|laid| laid.map_or(Ok(()), |laid| made.note(mount, laid)));
+        laid.map_err(|cause| named(mount, cause))?;
     }
     // The mount points were entered one by one; leave the last one, whose mount would be busy for its life.
-    rustix::process::fchdir(root.as_fd()).call(|| "fchdir(root)")
+    rustix::process::fchdir(root.as_fd()).call(|| "fchdir(root)")?;
+    Ok(made)
 }
 
 fn named(mount: &Mount, cause: Error) -> Error {
@@ -50,18 +93,18 @@ pub(super) fn make_point(plan: &Plan, root: &Root, mount: &Mount) -> Result<(), 
     let ask: AskToMap<'_> = &|_, _| false;
     let scene = Scene { plan, root, mount, ask };
     let made = match &mount.kind {
-        Kind::Bind => bind(&scene),
+        Kind::Bind => bind(&scene).map(drop),
         Kind::Fs(name) => point(&scene, name).map(drop),
         Kind::Cgroup => scene.place(|| Ok(Missing::Dir)).map(drop),
     };
     made.map_err(|cause| named(mount, cause))
 }
 
-fn one(scene: &Scene<'_>) -> Result<(), Error> {
+fn one(scene: &Scene<'_>) -> Result<Option<Laid>, Error> {
     match &scene.mount.kind {
-        Kind::Bind => bind(scene),
-        Kind::Cgroup => cgroup::mount(scene),
-        Kind::Fs(name) => file_system(scene, name),
+        Kind::Bind => bind(scene).map(Some),
+        Kind::Cgroup => cgroup::mount(scene).map(|()| None),
+        Kind::Fs(name) => file_system(scene, name).map(Some),
     }
 }
 
@@ -86,6 +129,7 @@ impl Scene<'_> {
                     "leads to the root of the container",
                 ));
             }
+            check_dev(self.mount, &place.real)?;
         }
         Ok(place)
     }
@@ -118,13 +162,29 @@ impl Scene<'_> {
     }
 }
 
+/// `/dev` is where the runtime makes nodes and links and removes some: what is there has to be what the bundle has put there.
+/// A link of the image, or of a volume, has no say in it.
+fn check_dev(mount: &Mount, real: &Path) -> Result<(), Error> {
+    if real == Path::new(DEV) {
+        let problem = "leads to \"/dev\" by a symbolic link: what is mounted there has to have it as its destination";
+        return Err(Error::refuse(&mount.destination, problem));
+    }
+    if mount.destination == Path::new(DEV) && mount.kind != Kind::Bind {
+        return Err(Error::refuse(
+            &mount.destination,
+            format!("is reached through a symbolic link, which leads to {real:?}"),
+        ));
+    }
+    Ok(())
+}
+
 /// A new mount of a file system.
-fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
+fn file_system(scene: &Scene<'_>, name: &str) -> Result<Laid, Error> {
     let Mount { options, source, .. } = scene.mount;
     let place = point(scene, name)?;
     let mut flags = options.flags & !options::REMOUNT.bits();
     let mut data = options.data.clone();
-    if super::protect::is_late_readonly(scene.mount) {
+    if protect::is_late_readonly(scene.mount) {
         // Devices, links and copied files still have to be put there.
         flags &= !Flag::RDONLY.bits();
     }
@@ -146,7 +206,7 @@ fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
     match mounted {
         Err(error) if scene.plan.userns && error.errno() == Some(Errno::EPERM) && name == "sysfs" => {
             // The network namespace is not the user namespace's: sysfs is refused, the host's may be shown.
-            return bind_host_sys(scene, &place);
+            return bind_host_sys(scene, place);
         }
         Err(error) if scene.plan.userns && error.errno() == Some(Errno::EINVAL) && name == "devpts" => {
             // gid=5 (tty) is in nearly every config and has no meaning where the group is not mapped.
@@ -159,18 +219,20 @@ fn file_system(scene: &Scene<'_>, name: &str) -> Result<(), Error> {
         other => other?,
     }
     let label = scene.plan.label.as_ref().filter(|_| name == "mqueue");
-    if !(scene.unsettled() || options.copy_up || label.is_some()) {
-        return Ok(());
+    let kept = protect::is_late_readonly(scene.mount) || scene.mount.destination == Path::new(DEV);
+    let needed = kept || scene.unsettled() || options.copy_up || label.is_some();
+    let top = needed.then(|| place.top()).transpose()?;
+    if let Some(tree) = &top {
+        if options.copy_up {
+            copyup::copy(place.fd.as_fd(), tree.as_fd(), &place.real)?;
+        }
+        if let Some(label) = label {
+            set_label(tree.as_fd(), label)?;
+        }
+        scene.settle(tree.as_fd())?;
     }
-    let below = fstat(&place.fd).call(|| format!("fstat({:?})", place.real))?;
-    let tree = tree::reopen(&place.real, scene.root, |found| found.st_dev != below.st_dev)?;
-    if options.copy_up {
-        copyup::copy(place.fd.as_fd(), tree.as_fd(), &place.real)?;
-    }
-    if let Some(label) = label {
-        set_label(tree.as_fd(), label)?;
-    }
-    scene.settle(tree.as_fd())
+    let real = place.real;
+    Ok(Laid { real, top })
 }
 
 fn point(scene: &Scene<'_>, name: &str) -> Result<Place, Error> {
@@ -190,7 +252,7 @@ fn ordinary_directory(scene: &Scene<'_>, name: &str) -> Result<Place, Error> {
             format!("filesystem {name:?} must be mounted on ordinary directory"),
         )
     };
-    match scene.root.open_with(path, flags, ResolveFlags::NO_SYMLINKS) {
+    match scene.root.open_straight(path, flags) {
         Ok(fd) => Ok(Place {
             fd,
             real: path.clone(),
@@ -205,7 +267,7 @@ fn ordinary_directory(scene: &Scene<'_>, name: &str) -> Result<Place, Error> {
     }
 }
 
-fn bind_host_sys(scene: &Scene<'_>, place: &Place) -> Result<(), Error> {
+fn bind_host_sys(scene: &Scene<'_>, place: Place) -> Result<Laid, Error> {
     let source = Source::Path {
         path: Path::new("/sys"),
         nofollow: false,
@@ -213,7 +275,9 @@ fn bind_host_sys(scene: &Scene<'_>, place: &Place) -> Result<(), Error> {
     let tree = tree::bind(source, true, place.fd.as_fd(), &place.real, scene.root)?;
     flags(tree.as_fd(), scene.mount)?;
     below_too(tree.as_fd(), scene.mount)?;
-    scene.settle(tree.as_fd())
+    scene.settle(tree.as_fd())?;
+    let (real, top) = (place.real, Some(tree));
+    Ok(Laid { real, top })
 }
 
 /// What was asked for is one file system. What came is more, cgroups that the container's root may write to among it
@@ -233,7 +297,7 @@ fn below_too(tree: BorrowedFd<'_>, mount: &Mount) -> Result<(), Error> {
 }
 
 /// A bind mount.
-fn bind(scene: &Scene<'_>) -> Result<(), Error> {
+fn bind(scene: &Scene<'_>) -> Result<Laid, Error> {
     let Mount {
         options,
         source,
@@ -249,28 +313,25 @@ fn bind(scene: &Scene<'_>) -> Result<(), Error> {
         None if idmap.is_some() => sources::open_late(scene)?.ok_or(Errno::ENOSYS),
         None => tree::detached(Source::Path { path: source, nofollow }, recursive),
     };
-    let tree = match tree {
+    let (tree, real) = match tree {
         Ok(tree) => {
             let place = bind_place(scene, tree.as_fd())?;
             attach(tree.as_fd(), &place).call(|| format!("move_mount({source:?}, {destination:?})"))?;
-            tree
+            (tree, place.real)
         }
         Err(errno) if tree::unsupported(errno) => {
             let handle = openat(CWD, source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
                 .call(|| format!("open({source:?}, O_PATH)"))?;
             let place = bind_place(scene, handle.as_fd())?;
-            tree::bind_classic(
-                Source::Fd(handle.as_fd()),
-                recursive,
-                place.fd.as_fd(),
-                &place.real,
-                scene.root,
-            )?
+            let from = Source::Fd(handle.as_fd());
+            let tree = tree::bind_classic(from, recursive, place.fd.as_fd(), &place.real, scene.root)?;
+            (tree, place.real)
         }
         Err(errno) => return Err(errno).call(|| format!("open_tree({source:?}, OPEN_TREE_CLONE)")),
     };
     flags(tree.as_fd(), scene.mount)?;
-    scene.settle(tree.as_fd())
+    scene.settle(tree.as_fd())?;
+    Ok(Laid { real, top: Some(tree) })
 }
 
 /// Puts a tree where it belongs. A directory on a file, or a file on a directory, is what move_mount(2) has only its most

@@ -61,15 +61,18 @@ fn scratch(plan: &Plan, root: BorrowedFd<'_>, bytes: u64) -> Result<OwnedFd, Err
     let data = format!("mode=1777,size={bytes}");
     tree::mount_new(Path::new("proa"), root, "tmpfs", flags.bits(), &data, &plan.root)?;
     chdir("/").call(|| "chdir(\"/\")")?;
-    // The path is the host's: nobody else has changed it.
-    open_dir(&plan.root)
+    top(plan, root)
 }
 
-/// Before Linux 5.2. The root's path is the host's, where the image has no say.
+fn top(plan: &Plan, root: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
+    tree::top(root).call(|| format!("openat2({:?}, \"..\", RESOLVE_IN_ROOT)", plan.root))
+}
+
+/// Before Linux 5.2.
 fn bind_classic(plan: &Plan, root: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
     mount(tree::magic(root), tree::magic(root), "", Flag::BIND | Flag::REC, None)
         .call(|| format!("mount({0:?}, {0:?}, NULL, MS_BIND|MS_REC)", plan.root))?;
-    open_dir(&plan.root)
+    top(plan, root)
 }
 
 /// Whether no mount of the namespace hands mounts on to another one.

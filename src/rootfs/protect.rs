@@ -1,12 +1,11 @@
 //! Masked and read-only paths, the read-only root, and what has to become read-only late.
 
-use super::devices::open_null;
+use super::devices::{Dev, null};
 use super::error::{Error, Named};
 use super::resolve::Root;
 use super::tree::{self, Change, Source};
-use super::{Kind, Mount, Plan};
+use super::{Kind, Mount};
 use proa_sys::Errno;
-use rustix::fs::{OFlags, ResolveFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags as Attr, MountFlags as Flag, fsconfig_create, fsconfig_set_flag,
     fsconfig_set_string, fsmount, fsopen,
@@ -30,11 +29,10 @@ pub(super) fn is_late_readonly(mount: &Mount) -> bool {
 }
 
 /// Makes read-only what [`is_late_readonly`].
-pub(super) fn late_readonly(plan: &Plan, root: &Root) -> Result<(), Error> {
-    for mount in plan.mounts.iter().filter(|mount| is_late_readonly(mount)) {
-        let path = &mount.destination;
-        let tree = handle(root, path)?.ok_or_else(|| Error::refuse(path, "is gone"))?;
-        tree::change(tree.as_fd(), READONLY).call(|| format!("mount_setattr({path:?}, MOUNT_ATTR_RDONLY)"))?;
+pub(super) fn late_readonly(late: Vec<(&Mount, OwnedFd)>) -> Result<(), Error> {
+    for (mount, tree) in late {
+        tree::change(tree.as_fd(), READONLY)
+            .call(|| format!("mount_setattr({:?}, MOUNT_ATTR_RDONLY)", mount.destination))?;
     }
     Ok(())
 }
@@ -44,19 +42,11 @@ pub(super) fn root(root: &Root) -> Result<(), Error> {
     tree::change(root.as_fd(), READONLY).call(|| "mount_setattr(\"/\", MOUNT_ATTR_RDONLY)")
 }
 
-fn handle(root: &Root, path: &Path) -> Result<Option<OwnedFd>, Error> {
-    match root.open_with(path, OFlags::PATH, ResolveFlags::empty()) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
-        Err(errno) => Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)")),
-    }
-}
-
 /// Bind-mounts each path on itself, read-only. What is missing is ignored.
 pub(super) fn readonly(paths: &[PathBuf], root: &Root) -> Result<(), Error> {
     for path in paths {
         let protect = || -> Result<(), Error> {
-            let Some(place) = handle(root, path)? else {
+            let Some(place) = root.lookup_to_cover(path)? else {
                 return Ok(());
             };
             let place = place.as_fd();
@@ -94,14 +84,15 @@ fn failed(field: &'static str, path: &Path, cause: Error) -> Error {
 
 /// Covers each path: a directory with an empty read-only tmpfs, anything else with `/dev/null`. What is missing is
 /// ignored.
-pub(super) fn mask(paths: &[PathBuf], root: &Root, label: Option<&str>) -> Result<(), Error> {
+pub(super) fn mask(paths: &[PathBuf], root: &Root, dev: Option<&Dev>, label: Option<&str>) -> Result<(), Error> {
     let mut covers = Covers {
+        dev,
         null: None,
         empty: None,
     };
     for path in paths {
         let cover = || -> Result<(), Error> {
-            let Some(place) = handle(root, path)? else {
+            let Some(place) = root.lookup_to_cover(path)? else {
                 return Ok(());
             };
             if tree::dir(place.as_fd())? {
@@ -117,23 +108,28 @@ pub(super) fn mask(paths: &[PathBuf], root: &Root, label: Option<&str>) -> Resul
 }
 
 /// What masks are made of; one of each serves all paths.
-struct Covers {
-    /// The container's `/dev/null`.
+struct Covers<'a> {
+    dev: Option<&'a Dev>,
+    /// The `/dev/null` of a container whose `/dev` is not its own.
     null: Option<OwnedFd>,
     /// The empty tmpfs, where it is mounted first.
     empty: Option<OwnedFd>,
 }
 
-impl Covers {
+impl Covers<'_> {
     fn file(&mut self, place: BorrowedFd<'_>, path: &Path, root: &Root) -> Result<(), Error> {
-        let null = match &self.null {
-            Some(null) => null,
-            None => self.null.insert(open_null(root, OFlags::PATH)?),
+        let null = match (self.dev, &mut self.null) {
+            (Some(dev), _) => dev.null()?,
+            (None, Some(null)) => (*null).as_fd(),
+            (None, none) => {
+                let opened: &OwnedFd = none.insert(null(root, Path::new("/dev/null"))?);
+                opened.as_fd()
+            }
         };
-        match tree::detached(Source::Fd(null.as_fd()), false) {
+        match tree::detached(Source::Fd(null), false) {
             Ok(tree) => tree::attach(tree.as_fd(), place).call(|| format!("move_mount(<\"/dev/null\">, {path:?})")),
             Err(errno) if tree::unsupported(errno) => {
-                tree::bind_classic(Source::Fd(null.as_fd()), false, place, path, root).map(drop)
+                tree::bind_classic(Source::Fd(null), false, place, path, root).map(drop)
             }
             Err(errno) => Err(errno).call(|| "open_tree(\"/dev/null\", OPEN_TREE_CLONE)"),
         }

@@ -1,13 +1,15 @@
 //! Looking up and making paths below a root that may be hostile.
 
 use super::error::{Error, Named};
+use super::tree::mount_id;
 use oci_spec::runtime::Spec;
 use proa_sys::Errno;
 use proa_sys::errno::Raw;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
 use std::collections::VecDeque;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 const HANDLE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
@@ -15,14 +17,12 @@ const HANDLE: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 const MAX_LINKS: usize = 40;
 /// openat2(2) gives up with EAGAIN when something was renamed while it went through a `..`; an attacker must not be
 /// able to keep us here for ever.
-const MAX_RETRIES: usize = 64;
+pub(super) const MAX_RETRIES: usize = 64;
 
 /// A directory that no lookup leaves.
 #[derive(Debug)]
 pub(super) struct Root {
     fd: OwnedFd,
-    /// It is the process's root by now.
-    entered: bool,
 }
 
 /// What a path led to.
@@ -43,73 +43,59 @@ pub(super) enum Missing {
     File,
 }
 
+impl Place {
+    /// The root of what has been mounted here.
+    pub(super) fn top(&self) -> Result<OwnedFd, Error> {
+        super::tree::top(self.fd.as_fd()).call(|| format!("openat2({:?}, \"..\", RESOLVE_IN_ROOT)", self.real))
+    }
+}
+
 impl AsFd for Root {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
+#[cfg(test)]
+thread_local! {
+    /// The paths that this thread has looked up below any root, as the kernel has them.
+    pub(super) static LOOKED_UP: std::cell::RefCell<Vec<PathBuf>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
 impl Root {
+    #[cfg(test)]
+    fn note(&self, path: &Path) {
+        let root = path_of(self.fd.as_fd()).unwrap_or_default();
+        LOOKED_UP.with_borrow_mut(|all| all.push(root.join(relative(path))));
+    }
+
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { fd, entered: false }
+        Self { fd }
     }
 
-    /// After pivot_root.
-    pub(super) fn entered(self) -> Self {
-        Self { entered: true, ..self }
+    /// Opens `path` (below the root, whatever it starts with), to which no symbolic link may belong (`ELOOP`).
+    pub(super) fn open_straight(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        #[cfg(test)]
+        self.note(path);
+        self.open(path, flags)
     }
 
-    /// Opens `path` (below the root, whatever it starts with) without leaving the root.
-    pub(super) fn open_with(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
+    fn open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let path = relative(path);
-        let resolve = resolve | ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
         for _ in 0..MAX_RETRIES {
             return match openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 Err(rustix::io::Errno::AGAIN) => continue,
                 // EPERM: a seccomp filter from before openat2 was known.
-                Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => self.emulated(path, flags, resolve),
+                Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => self.step_by_step(path, flags),
                 other => other.map_err(|errno| errno.raw()),
             };
         }
         Err(Errno::EAGAIN)
     }
 
-    /// Before Linux 5.6. Without links to follow it takes no more than a step for each name; for the rest libpathrs
-    /// checks after each step where it is.
-    pub(super) fn emulated(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
-        if resolve.contains(ResolveFlags::NO_SYMLINKS) {
-            return self.step_by_step(path, flags);
-        }
-        if self.entered {
-            // The kernel itself keeps a process in its root.
-            let path = Path::new("/").join(path);
-            return openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| errno.raw());
-        }
-        let root = pathrs::RootRef::from_fd(self.fd.as_fd());
-        let found = if flags.contains(OFlags::NOFOLLOW) {
-            root.resolve_nofollow(path)
-        } else {
-            root.resolve(path)
-        };
-        let errno = |error: pathrs::error::Error| match error.kind() {
-            pathrs::error::ErrorKind::OsError(Some(code)) => Errno::from_raw(code),
-            _ => Errno::EXDEV,
-        };
-        let handle = found.map_err(errno)?;
-        let fd = if flags.contains(OFlags::PATH) {
-            let fd = OwnedFd::from(handle);
-            if flags.contains(OFlags::DIRECTORY) && !is_dir(fd.as_fd())? {
-                return Err(Errno::ENOTDIR);
-            }
-            fd
-        } else {
-            let flags = pathrs::flags::OpenFlags::from_bits_retain(flags.bits().into());
-            handle.reopen(flags).map_err(errno)?.into()
-        };
-        Ok(fd)
-    }
-
-    fn step_by_step(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+    /// Before Linux 5.6: a step for each name.
+    pub(super) fn step_by_step(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let mut here = self.fd.try_clone().map_err(|error| error.raw())?;
         let mut names = parts(path).peekable();
         while let Some(name) = names.next() {
@@ -119,8 +105,7 @@ impl Root {
             // With O_NOFOLLOW, O_PATH opens a link itself, which is no directory for the next step.
             let how = if names.peek().is_some() { HANDLE } else { flags } | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             here = openat(&here, &name, how, Mode::empty()).map_err(|errno| errno.raw())?;
-            let stat = rustix::fs::fstat(&here).map_err(|errno| errno.raw())?;
-            if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink() {
+            if is_link(here.as_fd())? {
                 return Err(Errno::ELOOP);
             }
         }
@@ -129,45 +114,64 @@ impl Root {
 
     /// What is at `path`, or `None`.
     pub(super) fn lookup(&self, path: &Path, nofollow: bool) -> Result<Option<Place>, Error> {
+        #[cfg(test)]
+        self.note(path);
         // Nearly every path is free of links: then one call also tells that `real` is `path`.
-        match self.open_with(path, HANDLE, ResolveFlags::NO_SYMLINKS) {
-            Ok(fd) => {
-                return Ok(Some(Place {
-                    fd,
-                    real: path.into(),
-                    new: false,
-                }));
-            }
-            Err(Errno::ENOENT) => return Ok(None),
+        match self.open(path, HANDLE) {
+            Ok(fd) => Ok(Some(Place {
+                fd,
+                real: path.into(),
+                new: false,
+            })),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(Errno::ELOOP) => self.walk(path, nofollow, None, &mut |_| Ok(())),
+            Err(errno) => Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH)")),
+        }
+    }
+
+    /// What is at `path`, or `None`, for something to be laid over it. A symbolic link in a volume may not lead out of it: whoever
+    /// shares it could have the cover over any other path of the container.
+    pub(super) fn lookup_to_cover(&self, path: &Path) -> Result<Option<OwnedFd>, Error> {
+        match self.open_straight(path, HANDLE) {
+            Ok(fd) => return Ok(Some(fd)),
+            Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(None),
             Err(Errno::ELOOP) => {}
             Err(errno) => return Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH)")),
         }
-        let follow = if nofollow { OFlags::NOFOLLOW } else { OFlags::empty() };
-        match self.open_with(path, HANDLE | follow, ResolveFlags::empty()) {
-            Ok(fd) => {
-                let real = self.real(fd.as_fd())?;
-                Ok(Some(Place { fd, real, new: false }))
-            }
-            Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)")),
+        let own = mount_id(self.fd.as_fd())?;
+        let mut volumes = Vec::new();
+        let mut note = |link: BorrowedFd<'_>| {
+            volumes.extend(Some(mount_id(link)?).filter(|id| *id != own));
+            Ok(())
+        };
+        let found = match self.walk(path, false, None, &mut note) {
+            Ok(Some(place)) => place.fd,
+            Ok(None) => return Ok(None),
+            Err(error) if error.errno() == Some(Errno::ENOTDIR) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let at = mount_id(found.as_fd())?;
+        match volumes.iter().all(|id| *id == at) {
+            true => Ok(Some(found)),
+            false => Err(Error::refuse(path, "is led out of a volume by a symbolic link in it")),
         }
     }
 
     /// Makes the directory `path` and those above it as far as they are missing.
-    pub(super) fn make_dir(&self, path: &Path) -> Result<OwnedFd, Error> {
-        match self.open_with(path, HANDLE, ResolveFlags::empty()) {
-            Ok(fd) => Ok(fd),
-            Err(Errno::ENOENT) => self.descend(path, Missing::Dir),
-            Err(errno) => Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)")),
+    pub(super) fn make_dir(&self, path: &Path) -> Result<Place, Error> {
+        match self.lookup(path, false)? {
+            Some(place) => Ok(place),
+            None => self.make(path, Missing::Dir),
         }
     }
 
-    /// Makes `path`, where nothing is, and the directories above it.
+    /// Makes `path`, where nothing is, and the directories above it. A symbolic link to something that doesn't exist is taken
+    /// as the wish to have it made.
     pub(super) fn make(&self, path: &Path, missing: Missing) -> Result<Place, Error> {
         // Mostly only the last name is missing, below a directory that no link leads to.
         if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
-            && let Ok(parent) = self.open_with(parent, HANDLE | OFlags::DIRECTORY, ResolveFlags::NO_SYMLINKS)
-            && let Ok(fd) = make_one(parent.as_fd(), &name.to_owned(), missing)
+            && let Ok(parent) = self.open(parent, HANDLE | OFlags::DIRECTORY)
+            && let Ok(fd) = make_one(parent.as_fd(), name, missing)
         {
             return Ok(Place {
                 fd,
@@ -175,64 +179,83 @@ impl Root {
                 new: true,
             });
         }
-        let fd = self.descend(path, missing)?;
-        let real = self.real(fd.as_fd())?;
-        Ok(Place { fd, real, new: true })
+        let gone = || Errno::ENOENT;
+        self.walk(path, false, Some(missing), &mut |_| Ok(()))?
+            .ok_or_else(gone)
+            .call(|| format!("openat2(root, {path:?}, O_PATH)"))
     }
 
-    /// Goes down `path`, making what is missing through the descriptor of the directory above it. A symbolic link to
-    /// something that doesn't exist is taken as the wish to have it made.
-    fn descend(&self, path: &Path, missing: Missing) -> Result<OwnedFd, Error> {
+    /// Goes down `path` name by name, each looked up once in the directory that the one before led to. No link is followed by
+    /// the kernel: its text is taken below the root. `..` goes back to the directory that was gone through, wherever that is
+    /// by now. What is missing is made, if `missing` says as what; `on_link` is shown each link that is taken.
+    fn walk(
+        &self,
+        path: &Path,
+        nofollow: bool,
+        missing: Option<Missing>,
+        on_link: &mut dyn FnMut(BorrowedFd<'_>) -> Result<(), Error>,
+    ) -> Result<Option<Place>, Error> {
         let mut pending: VecDeque<OsString> = parts(path).collect();
-        let mut done = PathBuf::new();
-        let mut parent = self.fd.try_clone().call(|| "dup(root)")?;
-        let mut links = 0;
+        let mut way: Vec<(OwnedFd, OsString)> = Vec::new();
+        let (mut links, mut new) = (0, false);
+        let real =
+            |way: &[(OwnedFd, OsString)]| Path::new("/").join(way.iter().map(|(_, name)| name).collect::<PathBuf>());
         while let Some(name) = pending.pop_front() {
-            let next = done.join(&name);
-            match self.open_with(&next, HANDLE, ResolveFlags::empty()) {
-                Ok(fd) => {
-                    (parent, done) = (fd, next);
-                    continue;
-                }
-                Err(Errno::ENOENT) => {}
-                Err(errno) => return Err(errno).call(|| format!("openat2(root, {next:?}, O_PATH, RESOLVE_IN_ROOT)")),
+            if name == ".." {
+                way.pop();
+                continue;
             }
-            let kind = if pending.is_empty() { missing } else { Missing::Dir };
-            match make_one(parent.as_fd(), &name, kind) {
-                Ok(fd) => (parent, done) = (fd, next),
-                // A link to nothing, or somebody else was faster.
-                Err(Errno::EEXIST) if links < MAX_LINKS => {
-                    links += 1;
-                    let target = match readlinkat(&parent, &name, Vec::new()) {
-                        Ok(target) => PathBuf::from(std::ffi::OsStr::new(&*target.to_string_lossy())),
-                        Err(_) => PathBuf::from(&name),
-                    };
-                    if target.is_absolute() {
-                        done = PathBuf::new();
-                        parent = self.fd.try_clone().call(|| "dup(root)")?;
-                    }
-                    for part in parts(&target).collect::<Vec<_>>().into_iter().rev() {
-                        pending.push_front(part);
+            let here = way.last().map_or(self.fd.as_fd(), |(fd, _)| fd.as_fd());
+            let at = || real(&way).join(&name);
+            let last = pending.is_empty();
+            let fd = match openat(here, &name, HANDLE | OFlags::NOFOLLOW, Mode::empty()).map_err(|errno| errno.raw()) {
+                Ok(fd) => fd,
+                Err(Errno::ENOENT) => {
+                    let Some(missing) = missing else { return Ok(None) };
+                    match make_one(here, &name, if last { missing } else { Missing::Dir }) {
+                        Ok(fd) => {
+                            new = last;
+                            fd
+                        }
+                        // Somebody else was faster.
+                        Err(Errno::EEXIST) if links < MAX_LINKS => {
+                            links += 1;
+                            pending.push_front(name);
+                            continue;
+                        }
+                        Err(errno) => return Err(errno).call(|| format!("mkdir({:?})", at())),
                     }
                 }
-                Err(Errno::EEXIST) => return Err(Errno::ELOOP).call(|| format!("mkdir({path:?})")),
-                Err(errno) => return Err(errno).call(|| format!("mkdir({:?})", Path::new("/").join(&next))),
+                Err(errno) => return Err(errno).call(|| format!("openat({:?}, O_PATH|O_NOFOLLOW)", at())),
+            };
+            if last && nofollow || !is_link(fd.as_fd()).call(|| format!("fstat({:?})", at()))? {
+                way.push((fd, name));
+                continue;
+            }
+            links += 1;
+            if links > MAX_LINKS {
+                return Err(Errno::ELOOP).call(|| format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)"));
+            }
+            on_link(fd.as_fd())?;
+            let target = readlinkat(&fd, "", Vec::new()).call(|| format!("readlink({:?})", at()))?;
+            let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+            if target.is_absolute() {
+                way.clear();
+            }
+            for part in parts(target).collect::<Vec<_>>().into_iter().rev() {
+                pending.push_front(part);
             }
         }
-        Ok(parent)
-    }
-
-    /// Where `fd` is below the root. Needs the host's `/proc`, and so works only before pivot_root.
-    pub(super) fn real(&self, fd: BorrowedFd<'_>) -> Result<PathBuf, Error> {
-        let (root, path) = (path_of(self.fd.as_fd())?, path_of(fd)?);
-        match path.strip_prefix(&root) {
-            Ok(inside) => Ok(Path::new("/").join(inside)),
-            Err(_) => Err(Error::refuse(&path, "is outside the root of the container")),
-        }
+        let real = real(&way);
+        let fd = match way.pop() {
+            Some((fd, _)) => fd,
+            None => self.fd.try_clone().call(|| "dup(root)")?,
+        };
+        Ok(Some(Place { fd, real, new }))
     }
 }
 
-fn make_one(parent: BorrowedFd<'_>, name: &OsString, kind: Missing) -> Result<OwnedFd, Errno> {
+pub(super) fn make_one(parent: BorrowedFd<'_>, name: &OsStr, kind: Missing) -> Result<OwnedFd, Errno> {
     let mode = Mode::from_raw_mode(0o755);
     let (made, dir) = match kind {
         Missing::Dir => (mkdirat(parent, name, mode), OFlags::DIRECTORY),
@@ -266,6 +289,11 @@ pub(super) fn relative(path: &Path) -> &Path {
 pub(super) fn path_of(fd: BorrowedFd<'_>) -> Result<PathBuf, Error> {
     let link = super::tree::magic(fd);
     std::fs::read_link(&link).call(|| format!("readlink({link:?})"))
+}
+
+fn is_link(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let stat = rustix::fs::fstat(fd).map_err(|errno| errno.raw())?;
+    Ok(rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink())
 }
 
 pub(super) fn is_dir(fd: BorrowedFd<'_>) -> Result<bool, Errno> {

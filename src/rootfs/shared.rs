@@ -4,7 +4,7 @@ use super::error::{Error, Named};
 use super::resolve::open_dir;
 use rustix::mount::{UnmountFlags, unmount};
 use serde::{Deserialize, Serialize};
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -50,10 +50,5 @@ fn namespace() -> Result<u64, Error> {
 
 fn mount_id(path: &Path) -> Result<u64, Error> {
     let dir = open_dir(path)?;
-    let info = format!("/proc/self/fdinfo/{}", dir.as_raw_fd());
-    let text = std::fs::read_to_string(&info).call(|| format!("read({info:?})"))?;
-    let id = text
-        .lines()
-        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
-    id.ok_or_else(|| Error::refuse(Path::new(&info), "has no mnt_id"))
+    super::tree::mount_id(dir.as_fd())
 }

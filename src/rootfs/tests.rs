@@ -354,6 +354,36 @@ fn devices_of_the_configuration() {
     });
 }
 
+/// Whoever shares the directory of a node exchanges it for a link before it gets its owner and mode.
+#[test]
+fn a_node_that_was_exchanged_is_not_given_away() {
+    private(|bundle| {
+        let victim = bundle.join("victim");
+        fs::write(&victim, "").unwrap();
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).unwrap();
+        symlink(&victim, bundle.join("node")).unwrap();
+        let device = Device {
+            path: "/vol/node".into(),
+            kind: DeviceKind::Char,
+            major: 1,
+            minor: 5,
+            mode: 0o4777,
+            uid: 1,
+            gid: 1,
+        };
+        let dir = resolve::open_dir(bundle).unwrap();
+        let error = devices::give(&device, dir.as_fd(), Path::new("node")).unwrap_err();
+        assert!(error.to_string().contains("was exchanged"), "{error}");
+        let found = fs::metadata(&victim).unwrap();
+        assert_eq!((found.mode() & 0o7777, found.uid()), (0o600, 0));
+        fs::remove_file(bundle.join("node")).unwrap();
+        rustix::fs::mknodat(&dir, "node", FileType::CharacterDevice, Mode::RUSR, device.number()).unwrap();
+        devices::give(&device, dir.as_fd(), Path::new("node")).unwrap();
+        let node = lstat(bundle.join("node")).unwrap();
+        assert_eq!((node.st_mode & 0o7777, node.st_uid), (0o4777, 1));
+    });
+}
+
 #[test]
 fn devices_of_a_user_namespace_are_the_hosts() {
     private(|bundle| {
@@ -616,6 +646,13 @@ fn without_the_new_mount_api() {
         let mut mounts = default_mounts();
         let bind = |to: &str, options: &[&str]| json!({"destination": to, "source": source, "options": options});
         mounts.push(bind("/etc/up/ro", &["rbind", "ro", "nosuid", "rshared"]));
+        fs::write(bundle.join("data"), "").unwrap();
+        mounts
+            .push(json!({"destination": "/data", "source": bundle.join("data"), "options": ["bind", "ro", "private"]}));
+        fs::write(bundle.join("rootfs/tmp/file"), "").unwrap();
+        mounts.push(
+            json!({"destination": "/tmp", "type": "tmpfs", "source": "x", "options": ["tmpcopyup", "ro", "shared"]}),
+        );
         let linux = json!({"maskedPaths": ["/proc/keys", "/sys/firmware", "/proc/acpi", "/x"], "readonlyPaths": ["/proc/sys", "/x"],
                            "sysctl": {"net.ipv4.ip_forward": "1"}});
         let plan = ready(bundle, &spec(mounts, linux), Options::default()).unwrap();
@@ -628,10 +665,110 @@ fn without_the_new_mount_api() {
         );
         assert_eq!(flags("/ro"), "ro,nosuid,relatime");
         assert!(mounted("/ro/below").unwrap().contains(" shared:"));
+        assert_eq!(flags("/data"), "ro,relatime");
+        assert_eq!(flags("/tmp"), "ro,relatime");
+        assert!(mounted("/tmp").unwrap().contains(" shared:") && Path::new("/tmp/file").exists());
         assert!(is_null("/proc/keys"));
         assert_eq!(flags("/proc/sys"), "ro,relatime");
         assert_eq!(fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap(), "1\n");
     });
+}
+
+/// What a path led to once is used by its descriptor from then on: nothing that looks the path up again could be led elsewhere.
+#[test]
+fn each_path_is_looked_up_once() {
+    private(|bundle| {
+        let source = bundle.join("volume");
+        fs::create_dir_all(source.join("a/b")).unwrap();
+        fs::write(source.join("file"), "").unwrap();
+        symlink("/etc", bundle.join("rootfs/link")).unwrap();
+        let bind = |to: &str, options: &[&str]| json!({"destination": to, "source": source, "options": options});
+        let tmpfs = |to: &str, options: &[&str]| json!({"destination": to, "type": "tmpfs", "source": "tmpfs", "options": options});
+        let mut mounts = default_mounts();
+        mounts.extend([
+            bind("/volume", &["rbind", "rw"]),
+            tmpfs("/volume/a", &["tmpcopyup", "ro", "rslave"]),
+            tmpfs("/link/new", &["tmpcopyup", "ro", "rnoexec"]),
+            bind("/bound", &["bind", "ro", "private", "rnosuid"]),
+        ]);
+        let devices = json!([{"path": "/dev/sub/fuse", "type": "c", "major": 10, "minor": 229, "uid": 3}]);
+        let linux = json!({"maskedPaths": ["/proc/keys", "/proc/timer_list", "/sys/firmware", "/volume/file"],
+                           "readonlyPaths": ["/proc/sys", "/bound/a"], "devices": devices,
+                           "sysctl": {"net.ipv4.ip_forward": "1"}});
+        let mut spec = spec(mounts, linux);
+        spec.process_mut().as_mut().unwrap().set_cwd("/link/x/y".into());
+        let plan = ready(bundle, &spec, Options::default()).unwrap();
+        resolve::LOOKED_UP.take();
+        let mounted = mount_all(&plan, &|_, _| false).unwrap();
+        mounted.console().unwrap();
+        mounted.pivot().unwrap().finish().unwrap();
+        let root = bundle.join("rootfs");
+        let mut all: Vec<_> = resolve::LOOKED_UP.take();
+        for path in &mut all {
+            if let Ok(inside) = path.strip_prefix(&root) {
+                *path = Path::new("/").join(inside);
+            }
+        }
+        let count = all.len();
+        all.sort();
+        let looked_up = all.clone();
+        all.dedup();
+        assert_eq!(all.len(), count, "{looked_up:?}");
+        for path in [
+            "/dev",
+            "/volume/a",
+            "/link/new",
+            "/volume/file",
+            "/bound/a",
+            "/link/x/y",
+            "/dev/null",
+            "/dev/console",
+        ] {
+            assert!(all.iter().any(|one| one == Path::new(path)), "{path}: {all:?}");
+        }
+        assert!(flags("/volume/a").starts_with("ro") && flags("/etc/new").starts_with("ro,"));
+    });
+}
+
+/// Before Linux 5.2 a file that was mounted upon is found by its path only.
+#[test]
+fn another_file_is_not_taken_for_the_one_that_was_mounted() {
+    private(|bundle| {
+        without(&NEW_API);
+        let dir = bundle.join("rootfs/etc");
+        for name in ["source", "here", "there"] {
+            fs::write(dir.join(name), name).unwrap();
+        }
+        let root = Root::new(resolve::open_dir(&dir).unwrap());
+        let mount = |at: &str, found: &str| {
+            let place = root.lookup(Path::new(at), false)?.unwrap().fd;
+            let path = dir.join("source");
+            let source = tree::Source::Path {
+                path: &path,
+                nofollow: false,
+            };
+            tree::bind_classic(source, false, place.as_fd(), Path::new(found), &root)
+        };
+        let refused = |result: Result<OwnedFd, Error>| {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("was exchanged"), "{error}");
+        };
+        mount("/here", "/here").unwrap();
+        refused(mount("/there", "/source"));
+        // The same file on another mount of it.
+        refused(mount("/there", "/here"));
+    });
+}
+
+#[test]
+fn the_id_of_a_mount_is_told_in_two_ways() {
+    for path in ["/", "/proc", "/dev"] {
+        let fd = resolve::open_dir(Path::new(path)).unwrap();
+        assert_eq!(
+            tree::mount_id(fd.as_fd()).unwrap(),
+            tree::mount_id_classic(fd.as_fd()).unwrap()
+        );
+    }
 }
 
 #[test]

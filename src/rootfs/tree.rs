@@ -1,15 +1,19 @@
 //! Mounts through descriptors: the new mount API, and mount(2) where the kernel has only that.
 
 use super::error::{Error, Named};
+use super::procfs::Procfs;
 use super::resolve::{Root, is_dir};
 use proa_sys::Errno;
 use proa_sys::errno::Raw;
 use proa_sys::mount::{Attributes, mount_setattr};
-use rustix::fs::{CWD, StatVfsMountFlags, fstat, fstatvfs};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxFlags, fstat, fstatvfs, openat, openat2, statx,
+};
 use rustix::mount::{
     MountAttrFlags as Attr, MountFlags as Flag, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount,
     mount_change, move_mount, open_tree,
 };
+use rustix::process::{chroot, fchdir};
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -40,10 +44,18 @@ pub(super) struct Change {
     pub recursive: bool,
 }
 
-/// The magic link of a descriptor. The `/proc` it goes through is the host's before pivot_root; after it only kernels
-/// without the new mount API come here.
+/// The magic link of a descriptor, through the host's `/proc`: before pivot_root.
 pub(super) fn magic(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
+}
+
+/// The magic link of a descriptor, where `/proc` may be the container's by now: an image without a procfs could have a link of
+/// its own there. Only kernels without the new mount API come here.
+fn checked_magic(fd: BorrowedFd<'_>) -> Result<String, Errno> {
+    match Procfs::host() {
+        Ok(_) => Ok(magic(fd)),
+        Err(error) => Err(error.errno().unwrap_or(Errno::EXDEV)),
+    }
 }
 
 /// Whether to try mount(2) instead: the call is unknown, to the kernel or to a seccomp filter around us.
@@ -93,8 +105,8 @@ pub(super) fn bind(
     }
 }
 
-/// Before Linux 5.2. mount(2) returns no descriptor of what it made: the path is looked up again, and has to lead to
-/// the very file that was mounted.
+/// Before Linux 5.2. mount(2) returns no descriptor of what it made. A directory's is found by [`top`]; over a file no call leads
+/// but one by a name, and what that finds has to be the mount that has just come to be.
 pub(super) fn bind_classic(
     source: Source<'_>,
     recursive: bool,
@@ -102,26 +114,89 @@ pub(super) fn bind_classic(
     path: &Path,
     root: &Root,
 ) -> Result<OwnedFd, Error> {
+    let proc = || "open(\"/proc\")";
     let from = match source {
         Source::Path { path, nofollow: false } => path.to_path_buf(),
         Source::Path { nofollow: true, .. } => return Err(Errno::ENOSYS).call(|| format!("open_tree({source:?})")),
-        Source::Fd(fd) => magic(fd).into(),
+        Source::Fd(fd) => checked_magic(fd).call(proc)?.into(),
     };
     let flags = if recursive { Flag::BIND | Flag::REC } else { Flag::BIND };
     let call = || format!("mount({from:?}, {path:?}, NULL, {flags:?})");
+    let at = checked_magic(place).call(proc)?;
+    if dir(place)? {
+        mount(&from, at, "", flags, None).call(call)?;
+        return top(place).call(|| format!("openat2({path:?}, \"..\", RESOLVE_IN_ROOT)"));
+    }
     let wanted = rustix::fs::stat(&from).call(|| format!("stat({from:?})"))?;
-    mount(&from, magic(place), "", flags, None).call(call)?;
-    reopen(path, root, |found| {
-        (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
-    })
+    let before = mounts()?;
+    mount(&from, at, "", flags, None).call(call)?;
+    let exchanged = || Error::refuse(path, "was exchanged while it was mounted upon");
+    let found = root.lookup(path, false)?.ok_or_else(exchanged)?.fd;
+    let stat = fstat(&found).call(|| format!("fstat({path:?})"))?;
+    let same = (stat.st_dev, stat.st_ino) == (wanted.st_dev, wanted.st_ino);
+    if same && !before.contains(&mount_id(found.as_fd())?) {
+        Ok(found)
+    } else {
+        Err(exchanged())
+    }
 }
 
-/// Opens what was just mounted at `path`, which `is_it` has to recognise.
-pub(super) fn reopen(path: &Path, root: &Root, is_it: impl Fn(&rustix::fs::Stat) -> bool) -> Result<OwnedFd, Error> {
-    let gone = || Error::refuse(path, "was exchanged while it was mounted upon");
-    let found = root.lookup(path, false)?.ok_or_else(gone)?.fd;
-    let stat = fstat(&found).call(|| format!("fstat({path:?})"))?;
-    if is_it(&stat) { Ok(found) } else { Err(gone()) }
+/// The root of what is mounted on the very directory that `place` is, topmost if that is more than one; `place` itself if it is
+/// nothing. No name is looked up that somebody could exchange: at the root of a lookup `..` stays where it is, and steps onto
+/// what is mounted there (fs/namei.c, follow_dotdot and step_into).
+pub(super) fn top(place: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    for _ in 0..super::resolve::MAX_RETRIES {
+        return match openat2(place, "..", flags, Mode::empty(), ResolveFlags::IN_ROOT) {
+            Err(rustix::io::Errno::AGAIN) => continue,
+            Err(errno) if unsupported(errno.raw()) => top_classic(place),
+            other => other.map_err(|errno| errno.raw()),
+        };
+    }
+    Err(Errno::EAGAIN)
+}
+
+/// Before Linux 5.6: `place` is the root of a lookup while it is the process's. Leaves the process in its root.
+fn top_classic(place: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let find = || -> rustix::io::Result<OwnedFd> {
+        let root = openat(CWD, "/", flags, Mode::empty())?;
+        fchdir(place)?;
+        chroot(".")?;
+        let found = openat(CWD, "..", flags, Mode::empty());
+        fchdir(&root)?;
+        chroot(".")?;
+        found
+    };
+    find().map_err(|errno| errno.raw())
+}
+
+/// The id of the mount that `fd` is on: `stx_mnt_id` of statx(2) (Linux 5.8), before that `mnt_id` of proc_pid_fdinfo(5).
+pub(super) fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Error> {
+    if let Ok(facts) = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)
+        && StatxFlags::from_bits_retain(facts.stx_mask).contains(StatxFlags::MNT_ID)
+    {
+        return Ok(facts.stx_mnt_id);
+    }
+    mount_id_classic(fd)
+}
+
+pub(super) fn mount_id_classic(fd: BorrowedFd<'_>) -> Result<u64, Error> {
+    Procfs::host()?;
+    let info = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+    let text = std::fs::read_to_string(&info).call(|| format!("read({info:?})"))?;
+    let id = text
+        .lines()
+        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
+    id.ok_or_else(|| Error::refuse(Path::new(&info), "has no mnt_id"))
+}
+
+/// The ids of all mounts of this namespace (proc_pid_mountinfo(5)).
+fn mounts() -> Result<Vec<u64>, Error> {
+    let path = "/proc/thread-self/mountinfo";
+    let text = std::fs::read_to_string(path).call(|| format!("open({path:?})"))?;
+    let id = |line: &str| line.split(' ').next()?.parse().ok();
+    Ok(text.lines().filter_map(id).collect())
 }
 
 /// Mounts a new file system on `place`. A directory is entered, so that no path has to be looked up again; it stays the
@@ -138,7 +213,7 @@ pub(super) fn mount_new(
     let call = || format!("mount({what:?}, {path:?}, {fs:?}, {flags:?}, {data:?})");
     let text = CString::new(data).map_err(|_| Errno::EINVAL).call(call)?;
     let text = (!data.is_empty()).then_some(text.as_c_str());
-    match rustix::process::fchdir(place) {
+    match fchdir(place) {
         Ok(()) => mount(what, ".", fs, flags, text).call(call),
         // A file as the mount point of a file system is for the kernel to refuse, or not.
         Err(rustix::io::Errno::NOTDIR) => mount(what, magic(place), fs, flags, text).call(call),
@@ -187,7 +262,7 @@ pub(super) fn change_classic(tree: BorrowedFd<'_>, change: Change) -> Result<(),
     } else if now.contains(StatVfsMountFlags::RELATIME) {
         flags |= Flag::RELATIME;
     }
-    mount("", magic(tree), "", flags, None).map_err(|errno| errno.raw())
+    mount("", checked_magic(tree)?, "", flags, None).map_err(|errno| errno.raw())
 }
 
 /// One flag in the three alphabets in which the kernel spells it.
@@ -237,7 +312,7 @@ pub(super) fn propagate(tree: BorrowedFd<'_>, propagation: u32) -> Result<(), Er
     ) {
         Err(Errno::ENOSYS) => {
             let flags = MountPropagationFlags::from_bits_retain(propagation);
-            mount_change(magic(tree), flags).map_err(|errno| errno.raw())
+            mount_change(checked_magic(tree)?, flags).map_err(|errno| errno.raw())
         }
         other => other,
     }

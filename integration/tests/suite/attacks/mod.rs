@@ -13,6 +13,7 @@ mod procfs;
 mod state;
 mod wasm_bounds;
 mod wasm_engine;
+mod volumes;
 mod wasm_guest;
 mod wasm_host;
 mod wasm_policy;
@@ -35,6 +36,7 @@ pub fn tests() -> Vec<Test> {
         state::tests(),
         wasm_bounds::tests(),
         wasm_engine::tests(),
+        volumes::tests(),
         wasm_guest::tests(),
         wasm_host::tests(),
         wasm_policy::tests(),
