@@ -239,9 +239,10 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         lock: reservation.lock_number(),
         sources: &sources,
         page: page.as_ref(),
+        reservation,
     };
     let (init, channel, early) = request
-        .spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)
+        .spawn(&mut plan, &mut record, &image, cgroup, &host, &mut making.init)
         .map_err(|error| explained(error, cgroup, &making.init, limited))?;
     let cgroup = &*cgroup;
     // Init has its own copy by now; only it may answer.
@@ -329,6 +330,7 @@ struct Spawning<'a> {
     lock: Option<RawFd>,
     sources: &'a Sources,
     page: Option<&'a OwnedFd>,
+    reservation: &'a Reservation,
 }
 
 /// What the parent has to do for a new process before that may go on.
@@ -365,7 +367,7 @@ impl Spawning<'_> {
     fn spawn(
         &self,
         plan: &mut Plan,
-        record: &Record,
+        record: &mut Record,
         image: &Image,
         cgroup: &mut Cgroup,
         host: &Host,
@@ -400,6 +402,9 @@ impl Spawning<'_> {
         }
         if settling.attach {
             cgroup.attach(child.pid, "/")?;
+            // Before it goes on, or nobody would know by what to find its processes should this one be killed.
+            record.cgroup = cgroup.save();
+            self.reservation.save(record)?;
         }
         netdev::move_all(&plan.namespaces, &joins, child.pid)?;
         if settling.wait {
