@@ -264,7 +264,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     };
     making.rdt = plan.process.rdt.clone();
     record.hull = attendant
-        .until_created(&channel, early, &plan.process, image, || {
+        .until_created(&channel, early, &plan.process, Some(image), || {
             run_parent_hooks(&plan.hooks, &record)
         })
         .map_err(|error| explained(error, cgroup, &making.init, limited))?;
@@ -376,16 +376,16 @@ impl Spawning<'_> {
         let joins = enter::open(&plan.namespaces)?;
         let entry = cgroup.birth(&[])?;
         let settling = Settling::new(plan, entry.by_pid);
-        let (mut birth, mut middle) = self.birth(plan, &joins, settling);
-        let through = birth.enter(entry, middle.as_mut())?;
-        let handover = self.handover(plan, record, image, middle, through.files.clone(), &joins);
+        let (mut birth, middle) = self.birth(plan, &joins, settling);
+        birth.enter(entry);
+        let handover = self.handover(plan, record, image, middle, &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
         birth.title = spawn::title_room(&plan.process.guest);
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
-        drop((init, through));
+        drop(init);
 
         let mut early = Vec::new();
         if settling.map_ids {
@@ -443,7 +443,6 @@ impl Spawning<'_> {
             time: namespaces.makes(Kind::Time).then(|| namespaces.time_offsets.clone()),
             new: new.into_iter().filter(|kind| *kind != Kind::User).collect(),
             wait: settling.wait,
-            ..Middle::default()
         };
         (
             Birth {
@@ -460,7 +459,6 @@ impl Spawning<'_> {
         record: &Record,
         image: &Image,
         middle: Option<Middle>,
-        enter_cgroup: Vec<RawFd>,
         joins: &[(Kind, OwnedFd)],
     ) -> Handover {
         let namespaces = &plan.namespaces;
@@ -475,7 +473,6 @@ impl Spawning<'_> {
                 })
                 .collect(),
             join_process: None,
-            enter_cgroup,
             new_cgroup_namespace: namespaces.makes(Kind::Cgroup),
             loopback: namespaces.makes(Kind::Network),
             hostname: namespaces.hostname.clone(),

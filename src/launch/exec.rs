@@ -66,8 +66,14 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
         cache: cache.as_ref(),
     };
     let image = image::open_for(&mut hull, &plan.guest, options.settings.wasm.engine_dir.as_deref())?;
-    let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
-    let attendant = request.attendant(child.pid);
+    let mut image = Some(image);
+    let console = offer.for_init.as_ref();
+    let (child, channel, early) = request.spawn(&mut image, &options.cgroup, console, &mut newborn)?;
+    let mut attendant = request.attendant(child.pid);
+    if image.is_none() {
+        // It is among the container's processes by now, which may have taken it over: it has no more to ask for.
+        attendant.code = None;
+    }
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
@@ -105,7 +111,7 @@ impl Request<'_> {
 
     fn spawn(
         &self,
-        image: &Image,
+        image: &mut Option<Image>,
         sub_cgroups: &[String],
         console: Option<&OwnedFd>,
         newborn: &mut Newborn,
@@ -119,7 +125,7 @@ impl Request<'_> {
         };
         let attach = entry.by_pid.then(|| entry.below.clone());
         let pidfd = self.container.pidfd()?;
-        let (cgroup_kind, kinds): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| *kind == Kind::Cgroup);
+        let kinds: Vec<Kind> = self.kinds().collect();
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
 
         let mut birth = Birth {
@@ -131,15 +137,15 @@ impl Request<'_> {
             .extend(number(&pidfd).into_iter().chain(console.map(AsRawFd::as_raw_fd)));
         birth.inherit.extend(self.cache.map(AsRawFd::as_raw_fd));
         let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
-        let mut middle = needs_middle.then(|| Middle {
-            in_user_namespace: kinds.contains(&Kind::User),
+        let middle = needs_middle.then(|| Middle {
             wait: attach.is_some(),
             ..Middle::default()
         });
         birth.wait = attach.is_some() && !needs_middle;
-        let through = birth.enter(entry, middle.as_mut())?;
+        birth.enter(entry);
+        let loaded = image.as_ref().ok_or(Error::InitGone)?;
         let handover = Handover {
-            image: image.numbers().collect(),
+            image: loaded.numbers().collect(),
             middle,
             join: Vec::new(),
             join_process: Some(JoinProcess {
@@ -147,9 +153,7 @@ impl Request<'_> {
                 pid: record.pid,
                 start_time: record.start_time,
                 kinds,
-                cgroup: !cgroup_kind.is_empty(),
             }),
-            enter_cgroup: through.files.clone(),
             new_cgroup_namespace: false,
             loopback: false,
             hostname: None,
@@ -171,13 +175,22 @@ impl Request<'_> {
         birth.abandon = vec![channel.as_raw_fd()];
         birth.title = spawn::title_room(&self.plan.guest);
         let mut early = Vec::new();
-        let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
+        let mut child = spawn::spawn(loaded, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
-        drop((init, through));
+        drop(init);
         if has_middle {
-            // The one in the middle looks for the module, as the host's files are in sight of that one only.
-            let serve = |pid, message| self.attendant(pid).serve(&channel, message);
-            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), Some(&serve))?;
+            // What the one in the middle has got by then, its child inherits.
+            let mut serve = |pid, message| match message {
+                Message::Ready => {
+                    process::tune_but_processes(self.plan, pid)?;
+                    parent::tell_go(&channel)?;
+                    drop(image.take());
+                    Ok(())
+                }
+                message => self.attendant(pid).serve(&channel, message),
+            };
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), Some(&mut serve))?;
+            process::limit_processes(self.plan, child.pid)?;
         }
         if let Some(below) = attach {
             cgroup.attach(child.pid, &below)?;

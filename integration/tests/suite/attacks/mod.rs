@@ -8,6 +8,7 @@ mod cgroup;
 mod devices;
 mod executable;
 mod filesystem;
+mod joining;
 mod process;
 mod procfs;
 mod state;
@@ -29,6 +30,7 @@ pub fn tests() -> Vec<Test> {
         devices::tests(),
         process::tests(),
         cgroup::tests(),
+        joining::tests(),
         state::tests(),
         wasm_guest::tests(),
         wasm_policy::tests(),
