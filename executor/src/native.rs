@@ -58,11 +58,22 @@ impl Handler for NativeHandler {
         let Some(ready) = &self.ready else {
             unreachable!("check leaves it or fails")
         };
-        let Err(errno) = execve(&ready.path, &ready.args, &ready.env);
+        let errno = replace(ready);
         let path = ready.path.to_string_lossy().into_owned();
         let hint = if errno == Errno::ENOEXEC { hint(&path) } else { None };
         let cause = words(errno) + hint.unwrap_or_default();
         Error::Exec { path, cause }
+    }
+}
+
+/// execve(2), with the default action of SIGPIPE, which Rust's runtime has taken: not a moment earlier, since until then, and
+/// again if it fails, this process reports to another one that may be gone. Returns why it failed.
+fn replace(ready: &Ready) -> Errno {
+    let executed = proa_sys::exec::default_sigpipe().and_then(|()| execve(&ready.path, &ready.args, &ready.env));
+    let Err(errno) = executed;
+    match proa_sys::exec::ignore_sigpipe() {
+        Ok(()) => errno,
+        Err(errno) => errno,
     }
 }
 

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <linux/mount.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -134,6 +135,21 @@ static int occupy(const char *seconds)
 				printf("%s: %s\n", target_of(path), strerror(said = errno)), fflush(stdout);
 		}
 	return end();
+}
+
+/* What the line of /proc/PID/status says that begins with `key`; null if there is none. */
+static char *status_of(int pid, const char *key)
+{
+	static char text[8192];
+	char path[64], *line;
+
+	snprintf(path, sizeof path, "/proc/%d/status", pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	close(fd);
+	text[n < 0 ? 0 : n] = 0;
+	line = strstr(text, key);
+	return line ? line + strlen(key) : 0;
 }
 
 /* "trace SECONDS" (CVE-2016-9962): stops whatever enters this container before it is one of its programs. */
@@ -306,6 +322,124 @@ static int engrave(const char *seconds, const char *text)
 	return end();
 }
 
+/* Whether process `pid` has something open beside its standard streams that is a file or a directory. */
+static int has_files(int pid)
+{
+	char path[64];
+	struct stat facts;
+
+	for (int fd = 3; fd < 64; fd++) {
+		snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, fd);
+		if (!stat(path, &facts) && (S_ISDIR(facts.st_mode) || S_ISREG(facts.st_mode)))
+			return fd;
+	}
+	return 0;
+}
+
+/* The number that a file of procfs is. */
+static int number_in(const char *path)
+{
+	char text[32] = "";
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	if (fd >= 0 && read(fd, text, sizeof text - 1) < 0)
+		*text = 0;
+	close(fd);
+	return atoi(text);
+}
+
+/*
+ * "seize SECONDS SECCOMP": stops whatever becomes visible, dumpable or not, which takes CAP_SYS_PTRACE, and looks for what this
+ * process has not got itself. SECCOMP is the mode that it has to be in (2: filtered). A process is looked at before its
+ * program runs.
+ */
+static int seize(const char *seconds, int seccomp)
+{
+	static const char *sets[] = { "CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:" };
+	char path[64], exe[4096], *line;
+	unsigned long long own = 0, all, mine;
+	struct rlimit own_files, files;
+	int caught = 0, said = 0;
+
+	if ((line = status_of(getpid(), "CapBnd:")))
+		own = strtoull(line, 0, 16);
+	getrlimit(RLIMIT_NOFILE, &own_files);
+	start(seconds, "watching");
+	while (time_left())
+		for (int pid = 2; pid < 600; pid++) {
+			if (pid == getpid() || ptrace(PTRACE_SEIZE, pid, 0, 0))
+				continue;
+			ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+			if (waitpid(pid, 0, __WALL) != pid)
+				continue;
+			snprintf(path, sizeof path, "/proc/%d/exe", pid);
+			strcpy(exe, target_of(path));
+			if (!is_own(exe)) {
+				if (!caught++)
+					printf("caught %s\n", exe);
+				all = 0;
+				for (int i = 0; i < 5; i++)
+					if ((line = status_of(pid, sets[i])))
+						all |= strtoull(line, 0, 16);
+				mine = all & ~own;
+				if (mine && !said++)
+					printf("REACHED the capabilities %#llx of %s\n", mine, exe);
+				if ((line = status_of(pid, "Seccomp:")) && atoi(line) < seccomp && !said++)
+					printf("REACHED a process without the filter\n");
+				if (has_files(pid) && !said++)
+					printf("REACHED descriptor %d\n", has_files(pid));
+				if (!prlimit(pid, RLIMIT_NOFILE, 0, &files) && files.rlim_max > own_files.rlim_max && !said++)
+					printf("REACHED the limits of the caller\n");
+				snprintf(path, sizeof path, "/proc/%d/oom_score_adj", pid);
+				if (number_in(path) != number_in("/proc/self/oom_score_adj") && !said++)
+					printf("REACHED the oom_score_adj %d\n", number_in(path));
+				fflush(stdout);
+			}
+			ptrace(PTRACE_DETACH, pid, 0, 0);
+		}
+	return end();
+}
+
+/* "nest DIR DEPTH": makes cgroups in each other, with the longest names, and has a process in the last. */
+static int nest(const char *dir, int depth)
+{
+	char name[256] = "";
+
+	memset(name, 'n', 255);
+	if (chdir(dir))
+		return perror(dir), 1;
+	for (int i = 0; i < depth; i++)
+		if (mkdir(name, 0755) || chdir(name))
+			return fprintf(stderr, "cgroup %d: %s\n", i, strerror(errno)), 1;
+	int fd = open("cgroup.procs", O_WRONLY | O_CLOEXEC);
+	if (!fork()) {
+		if (write(fd, "0", 1) != 1)
+			return perror("cgroup.procs"), 1;
+		printf("nested\n");
+		fflush(stdout);
+		pause();
+	}
+	pause();
+	return 0;
+}
+
+/* "unnest DIR": removes what is nested in DIR. */
+static int unnest(const char *dir)
+{
+	char name[256] = "";
+	int depth = 0;
+
+	memset(name, 'n', 255);
+	if (chdir(dir))
+		return perror(dir), 1;
+	while (!chdir(name))
+		depth++;
+	for (; depth > 0; depth--)
+		if (chdir("..") || rmdir(name))
+			return fprintf(stderr, "cgroup %d: %s\n", depth, strerror(errno)), 1;
+	return 0;
+}
+
 /* "connect PATH": to a socket of the host, as anybody. */
 static int connect_to(const char *path)
 {
@@ -337,6 +471,12 @@ int main(int argc, char **argv)
 		return descend(argv[2], argv[3]);
 	if (!strcmp(what, "engrave") && argc > 2)
 		return engrave(argv[2], argc > 3 ? argv[3] : 0);
+	if (!strcmp(what, "seize") && argc > 3)
+		return seize(argv[2], atoi(argv[3]));
+	if (!strcmp(what, "nest") && argc > 3)
+		return nest(argv[2], atoi(argv[3]));
+	if (!strcmp(what, "unnest") && argc > 2)
+		return unnest(argv[2]);
 	if (!strcmp(what, "connect") && argc > 2)
 		return connect_to(argv[2]);
 	fprintf(stderr, "attack: what is \"%s\"?\n", what);

@@ -52,7 +52,6 @@ impl Instruction {
         [code[0], code[1], self.jt, self.jf, k[0], k[1], k[2], k[3]]
     }
 
-    #[cfg(any(test, fuzzing))]
     pub fn decode(b: &[u8]) -> Self {
         let k = u32::from_ne_bytes([b[4], b[5], b[6], b[7]]);
         Self {

@@ -12,7 +12,6 @@ pub mod engine;
 mod enosys;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
-#[cfg(any(test, fuzzing))]
 mod interpreter;
 #[cfg(test)]
 mod tests;
@@ -73,6 +72,37 @@ impl Program {
             flags: u64::from_ne_bytes(*flags),
             notify,
         })
+    }
+}
+
+/// What a filter answers a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The call is made, and perhaps logged.
+    Allowed,
+    /// The call fails with this errno.
+    Errno(u16),
+    /// Anything else: a signal, the end of the process, an agent, a tracer.
+    Other,
+}
+
+impl Program {
+    /// What the filter answers call `number` of this machine's own architecture with the arguments `args`. A program that
+    /// can't be understood allows nothing.
+    pub fn verdict(&self, number: u32, args: [u64; 6]) -> Verdict {
+        const ALLOW: u32 = 0x7fff_0000;
+        const LOG: u32 = 0x7ffc_0000;
+        const ERRNO: u32 = 0x0005_0000;
+        let call = interpreter::Call {
+            number,
+            architecture: arch::audit(libseccomp::ScmpArch::native()),
+            args,
+        };
+        match interpreter::evaluate(&self.instructions, call) {
+            Some(ALLOW | LOG) => Verdict::Allowed,
+            Some(answer) if answer & 0xffff_0000 == ERRNO => Verdict::Errno(answer as u16),
+            _ => Verdict::Other,
+        }
     }
 }
 

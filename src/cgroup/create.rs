@@ -53,6 +53,7 @@ impl<'a> Prepared<'a> {
             expected.v1 = layout.v1.iter().filter(|_| legacy).map(node).collect();
             check_unused(expected.main().unwrap_or(Path::new("")), false)?;
         }
+        expected.intended = true;
         Ok(Self { plan, layout, expected })
     }
 
@@ -87,6 +88,7 @@ fn create(plan: &Plan, layout: &Layout) -> Result<Cgroup, Error> {
         Some(v2) if !layout.is_legacy() => create_v2(plan, v2, &mut made),
         _ => create_v1(plan, layout, &mut made),
     };
+    let result = result.and_then(|mut cgroup| cgroup.mark().map(|()| cgroup));
     if result.is_err() {
         tree::unmake(&made);
     }
@@ -100,6 +102,8 @@ fn empty(plan: &Plan) -> Cgroup {
         unit: None,
         rootless: plan.rootless,
         explicit: plan.explicit,
+        mark: None,
+        intended: false,
         pending: None,
     }
 }
@@ -259,6 +263,7 @@ pub(super) fn attach(cgroup: &mut Cgroup, pending: Pending, pid: Pid) -> Result<
                 v1: Vec::new(),
                 unified: None,
                 unit: None,
+                mark: None,
                 pending: None,
                 ..*cgroup
             };
@@ -266,10 +271,11 @@ pub(super) fn attach(cgroup: &mut Cgroup, pending: Pending, pid: Pid) -> Result<
         return Err(error);
     }
     if layout.is_legacy() {
-        complete_v1(cgroup, layout, &limits, rules, pid)
+        complete_v1(cgroup, layout, &limits, rules, pid)?;
     } else {
-        complete_v2(cgroup, layout, &limits, &pending)
+        complete_v2(cgroup, layout, &limits, &pending)?;
     }
+    cgroup.mark()
 }
 
 /// Asks systemd for the unit and rounds `limits` to what it can express.

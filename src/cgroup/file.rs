@@ -6,6 +6,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use proa_sys::errno::Raw;
 use rustix::buffer::spare_capacity;
+use rustix::fs::{CWD, OFlags, openat};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -136,7 +137,13 @@ pub(super) fn write_fd(fd: impl AsFd, value: &str) -> Result<(), Errno> {
 
 /// Reads a whole file.
 pub(super) fn read(path: &Path) -> Result<String, Errno> {
-    let fd = open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    read_at(CWD, path)
+}
+
+/// As [`read`], from an open directory.
+pub(super) fn read_at(dir: impl AsFd, name: &Path) -> Result<String, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let fd = openat(dir, name, flags, rustix::fs::Mode::empty()).map_err(|errno| errno.raw())?;
     // Room for nearly every file of a cgroup and of /proc, so that one read(2) gets it and the next its end.
     let mut bytes = Vec::with_capacity(4096);
     loop {

@@ -4,7 +4,9 @@ use super::Error;
 use super::file::{self, Dir};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::{AsFd, OwnedFd};
+use proa_sys::errno::Raw;
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Freezes a v2 cgroup and waits for the kernel's word.
 pub(super) fn freeze_v2(path: &Path) -> Result<(), Error> {
     write(path, "cgroup.freeze", "1")?;
-    if wait_for_event(path, "frozen", 1, PATIENCE)? {
+    if wait_for_event(CWD, path, "frozen", 1, PATIENCE)? {
         Ok(())
     } else {
         Err(Error::Unfreezable(path.to_owned()))
@@ -91,15 +93,28 @@ pub(super) fn is_frozen_v1(path: &Path) -> Result<bool, Error> {
 }
 
 /// Waits until `key` of `cgroup.events` has `value`; false after `patience`. The file wakes who polls it for exceptional
-/// conditions whenever it changes (cgroups(7)).
-pub(super) fn wait_for_event(path: &Path, key: &str, value: u64, patience: Duration) -> Result<bool, Error> {
+/// conditions whenever it changes (cgroups(7)). The cgroup is `dir`, or is looked up by its `path` if `dir` is [`CWD`].
+pub(super) fn wait_for_event(
+    dir: impl AsFd,
+    path: &Path,
+    key: &str,
+    value: u64,
+    patience: Duration,
+) -> Result<bool, Error> {
     let file = path.join("cgroup.events");
+    let by_path = dir.as_fd().as_raw_fd() == CWD.as_raw_fd();
+    let name = if by_path {
+        file.as_path()
+    } else {
+        Path::new("cgroup.events")
+    };
     let failed = |call: &'static str| {
         let path = file.clone();
         move |errno| Error::Call { call, path, errno }
     };
-    let flags = nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_CLOEXEC;
-    let fd: OwnedFd = match nix::fcntl::open(&file, flags, nix::sys::stat::Mode::empty()) {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = openat(dir, name, flags, Mode::empty()).map_err(|errno| errno.raw());
+    let fd: OwnedFd = match opened {
         Ok(fd) => fd,
         // A cgroup that is gone has nothing in it.
         Err(Errno::ENOENT | Errno::ENODEV) => return Ok(true),

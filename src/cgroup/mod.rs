@@ -30,6 +30,7 @@ mod tree;
 mod v1;
 mod v2;
 mod variant;
+mod walk;
 
 pub use birth::Birth;
 pub use create::Prepared;
@@ -47,6 +48,7 @@ use paths::{Place, Unit};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use walk::Found;
 
 /// Who makes the cgroup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +100,12 @@ pub struct Saved {
     rootless: bool,
     #[serde(default)]
     explicit: bool,
+    /// What its directories are marked with, see [`walk::mark`]; none where the caller could not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    mark: Option<String>,
+    /// Whether it is only where the cgroup is going to be: no process of the container is in it yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    intended: bool,
 }
 
 /// The container's directory in a v1 hierarchy.
@@ -123,6 +131,10 @@ pub struct Cgroup {
     unit: Option<String>,
     rootless: bool,
     explicit: bool,
+    /// What the directories that tell whose it is ([`Cgroup::marked`]) are marked with.
+    mark: Option<String>,
+    /// It is only where the cgroup is going to be.
+    intended: bool,
     /// What is still to be done when the systemd driver gets a process.
     pending: Option<Box<create::Pending>>,
 }
@@ -185,6 +197,8 @@ impl Cgroup {
             unit: saved.unit.clone(),
             rootless: saved.rootless,
             explicit: saved.explicit,
+            mark: saved.mark.clone(),
+            intended: saved.intended,
             pending: None,
         })
     }
@@ -206,6 +220,8 @@ impl Cgroup {
             unit: self.unit.clone(),
             rootless: self.rootless,
             explicit: self.explicit,
+            mark: self.mark.clone(),
+            intended: self.intended || self.pending.is_some(),
         }
     }
 
@@ -270,15 +286,22 @@ impl Cgroup {
         }
     }
 
-    /// The pids of every process in the cgroup and the cgroups below it.
+    /// The pids of every process in the cgroup and the cgroups below it. None if there is another container's by now.
     pub fn pids(&self) -> Result<Vec<Pid>, Error> {
-        self.main().map_or(Ok(Vec::new()), tree::pids)
+        match self.main().map(|path| self.find(path)).transpose()? {
+            Some(Found::Ours(walk)) => walk.pids(),
+            Some(Found::Another | Found::Nothing) | None => Ok(Vec::new()),
+        }
     }
 
-    /// Sends `signal` to every process in the cgroup and below; SIGKILL by `cgroup.kill` where the kernel has it.
+    /// Sends `signal` to every process in the cgroup and below; SIGKILL by `cgroup.kill` where the kernel has it. Another
+    /// container's that has the same path by now is left alone.
     pub fn signal_all(&self, signal: Signal) -> Result<(), Error> {
-        let killed = match &self.unified {
-            Some(path) if signal == Signal::SIGKILL => tree::kill_v2(path)?,
+        if !self.is_ours()? {
+            return Ok(());
+        }
+        let killed = match self.unified.as_deref().map(|path| self.find(path)).transpose()? {
+            Some(Found::Ours(walk)) if signal == Signal::SIGKILL => walk.kill()?,
             _ => false,
         };
         if killed && !self.is_legacy() {
@@ -297,8 +320,17 @@ impl Cgroup {
         sent.and(thawed)
     }
 
-    /// Removes the cgroup with all below it; what is gone already is no error. Fails while processes are left.
+    /// Removes the cgroup with all below it; what is gone already, or another container's by now, is no error. Fails while
+    /// processes are left.
     pub fn destroy(&self) -> Result<(), Error> {
+        if self.intended {
+            let paths = self.unified.iter().chain(self.v1.iter().map(|node| &node.path));
+            return paths.map(PathBuf::as_path).try_for_each(tree::remove_unused);
+        }
+        if !self.is_ours()? {
+            tracing::debug!("the cgroup is another container's by now");
+            return Ok(());
+        }
         let stopped = match &self.unit {
             Some(unit) if self.pending.is_none() => {
                 systemd::Manager::connect(self.rootless).and_then(|mut manager| manager.stop(unit))
@@ -309,10 +341,52 @@ impl Cgroup {
         if let Some(path) = &self.unified {
             tree::remove(path, true)?;
         }
-        for node in &self.v1 {
-            tree::remove(&node.path, false)?;
+        // Last the one that tells whose they are: should this be interrupted, that is still to be known.
+        let main = self.main().filter(|_| self.is_legacy()).map(Path::to_owned);
+        let others = self
+            .v1
+            .iter()
+            .map(|node| &node.path)
+            .filter(|path| Some(*path) != main.as_ref());
+        for path in others.chain(&main) {
+            tree::remove(path, false)?;
         }
         stopped
+    }
+
+    /// Marks the cgroup, which has just been made or entered, so that whoever had it before knows that it is no more its own.
+    fn mark(&mut self) -> Result<(), Error> {
+        self.intended = false;
+        let mark = mark_of_this_moment();
+        let mut marked = true;
+        for path in self.marked() {
+            marked &= walk::mark(path, &mark)?;
+        }
+        self.mark = marked.then_some(mark);
+        Ok(())
+    }
+
+    /// The directories that tell whose the cgroup is.
+    fn marked(&self) -> impl Iterator<Item = &Path> {
+        let unified = self.unified.as_deref().filter(|_| self.is_legacy());
+        self.main().into_iter().chain(unified)
+    }
+
+    fn find<'a>(&self, path: &'a Path) -> Result<Found<'a>, Error> {
+        match self.intended {
+            true => Ok(Found::Another),
+            false => walk::find(path, self.mark.as_deref()),
+        }
+    }
+
+    /// Whether no directory that could tell tells that the cgroup is another container's by now.
+    fn is_ours(&self) -> Result<bool, Error> {
+        for path in self.marked() {
+            if let Found::Another = self.find(path)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The directory of the v2 cgroup, or of the v1 hierarchy with `controller` (empty: the one that is asked for pids).
@@ -360,6 +434,11 @@ impl Cgroup {
         let first = || self.v1.first().map(|node| node.path.as_path());
         self.node("devices").or_else(first).or(self.unified.as_deref())
     }
+}
+
+/// Different from that of every other process and every other moment.
+fn mark_of_this_moment() -> String {
+    format!("{} {}", std::process::id(), crate::logging::timestamp())
 }
 
 #[cfg(test)]

@@ -27,6 +27,10 @@
 //!
 //! Init says Child, and what its child says first, at the same time: either may arrive before the other.
 //!
+//! From `Child` on an `exec` may be in the hands of the container, which may trace what it sees; and so may be the init of a
+//! container that shares a pid namespace. What it says then decides about itself only, and is bounded. An `exec` therefore
+//! says Ready before Child: what takes the host's rights is done to the process in the middle, which nobody sees.
+//!
 //! Only write(2) and read(2) are used once the process is confined, so that a seccomp profile need not allow, and an agent
 //! need not answer, more than with runc.
 //!
@@ -39,10 +43,14 @@ use proa_executor::Hull;
 use proa_executor::aot::{Key, Target};
 use proa_sys::errno::Raw;
 use rustix::buffer::spare_capacity;
+use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The longest text a message carries; a longer one is cut.
 const TEXT_MAX: usize = 16 * 1024;
+/// The most lines for the log that are taken from one process. Init has some dozens to say; a process that others have taken
+/// over could go on for ever.
+const MOST_LINES: u32 = 10_000;
 /// The longest description of what code is for.
 const TARGET_MAX: usize = 4096;
 
@@ -101,13 +109,17 @@ pub enum Error {
 
 /// One end.
 #[derive(Debug)]
-pub struct Channel(OwnedFd);
+pub struct Channel {
+    fd: OwnedFd,
+    /// How many lines for the log have been received.
+    lines: Cell<u32>,
+}
 
 impl Channel {
     /// A connected pair, both close-on-exec.
     pub fn pair() -> Result<(Self, Self), Error> {
         socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-            .map(|(a, b)| (Self(a), Self(b)))
+            .map(|(a, b)| (a.into(), b.into()))
             .map_err(|errno| Error::Call {
                 call: "socketpair",
                 errno,
@@ -149,7 +161,7 @@ impl Channel {
         };
         let mut bytes = vec![tag];
         bytes.extend_from_slice(cut(text).as_bytes());
-        nix::unistd::write(&self.0, &bytes)
+        nix::unistd::write(&self.fd, &bytes)
             .map(drop)
             .map_err(|errno| Error::Call { call: "write", errno })
     }
@@ -159,7 +171,7 @@ impl Channel {
         // Not zeroed: nearly every message is one byte, and init's memory is the container's.
         let mut buffer = Vec::with_capacity(TEXT_MAX + 1);
         loop {
-            match rustix::io::read(&self.0, spare_capacity(&mut buffer)) {
+            match rustix::io::read(&self.fd, spare_capacity(&mut buffer)) {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 // The other side ended with something of ours unread.
@@ -191,7 +203,13 @@ impl Channel {
             b'L' => Message::Listener(number(text)?),
             b'R' if text.is_empty() => Message::Created(Hull::Native),
             b'R' => Message::Created(Hull::Wasm),
-            b'W' => Message::Log(text),
+            b'W' if self.lines.get() == MOST_LINES => {
+                return Err(Error::Unexpected(format!("more than {MOST_LINES} lines for the log")));
+            }
+            b'W' => {
+                self.lines.set(self.lines.get() + 1);
+                Message::Log(text)
+            }
             b'F' => Message::Failed(text),
             b'X' => Message::Unexecutable(text),
             b'G' => Message::Go,
@@ -223,19 +241,22 @@ impl Channel {
 
 impl From<OwnedFd> for Channel {
     fn from(fd: OwnedFd) -> Self {
-        Self(fd)
+        Self {
+            fd,
+            lines: Cell::new(0),
+        }
     }
 }
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
 impl AsRawFd for Channel {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.fd.as_raw_fd()
     }
 }
 
@@ -282,6 +303,17 @@ mod tests {
             other => panic!("{other:?}"),
         }
         assert!(b.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn nobody_fills_the_log() {
+        let (a, b) = Channel::pair().unwrap();
+        for _ in 0..MOST_LINES {
+            a.send(&Message::Log(String::new())).unwrap();
+            assert!(matches!(b.receive(), Ok(Some(Message::Log(_)))));
+        }
+        a.send(&Message::Log(String::new())).unwrap();
+        assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
     }
 
     #[test]

@@ -239,9 +239,10 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         lock: reservation.lock_number(),
         sources: &sources,
         page: page.as_ref(),
+        reservation,
     };
     let (init, channel, early) = request
-        .spawn(&mut plan, &record, &image, cgroup, &host, &mut making.init)
+        .spawn(&mut plan, &mut record, &image, cgroup, &host, &mut making.init)
         .map_err(|error| explained(error, cgroup, &making.init, limited))?;
     let cgroup = &*cgroup;
     // Init has its own copy by now; only it may answer.
@@ -263,7 +264,7 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     };
     making.rdt = plan.process.rdt.clone();
     record.hull = attendant
-        .until_created(&channel, early, &plan.process, image, || {
+        .until_created(&channel, early, &plan.process, Some(image), || {
             run_parent_hooks(&plan.hooks, &record)
         })
         .map_err(|error| explained(error, cgroup, &making.init, limited))?;
@@ -329,6 +330,7 @@ struct Spawning<'a> {
     lock: Option<RawFd>,
     sources: &'a Sources,
     page: Option<&'a OwnedFd>,
+    reservation: &'a Reservation,
 }
 
 /// What the parent has to do for a new process before that may go on.
@@ -365,7 +367,7 @@ impl Spawning<'_> {
     fn spawn(
         &self,
         plan: &mut Plan,
-        record: &Record,
+        record: &mut Record,
         image: &Image,
         cgroup: &mut Cgroup,
         host: &Host,
@@ -374,16 +376,16 @@ impl Spawning<'_> {
         let joins = enter::open(&plan.namespaces)?;
         let entry = cgroup.birth(&[])?;
         let settling = Settling::new(plan, entry.by_pid);
-        let (mut birth, mut middle) = self.birth(plan, &joins, settling);
-        let through = birth.enter(entry, middle.as_mut())?;
-        let handover = self.handover(plan, record, image, middle, through.files.clone(), &joins);
+        let (mut birth, middle) = self.birth(plan, &joins, settling);
+        birth.enter(entry);
+        let handover = self.handover(plan, record, image, middle, &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
         birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
         birth.title = spawn::title_room(&plan.process.guest);
         let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
-        drop((init, through));
+        drop(init);
 
         let mut early = Vec::new();
         if settling.map_ids {
@@ -400,6 +402,9 @@ impl Spawning<'_> {
         }
         if settling.attach {
             cgroup.attach(child.pid, "/")?;
+            // Before it goes on, or nobody would know by what to find its processes should this one be killed.
+            record.cgroup = cgroup.save();
+            self.reservation.save(record)?;
         }
         netdev::move_all(&plan.namespaces, &joins, child.pid)?;
         if settling.wait {
@@ -438,7 +443,6 @@ impl Spawning<'_> {
             time: namespaces.makes(Kind::Time).then(|| namespaces.time_offsets.clone()),
             new: new.into_iter().filter(|kind| *kind != Kind::User).collect(),
             wait: settling.wait,
-            ..Middle::default()
         };
         (
             Birth {
@@ -455,7 +459,6 @@ impl Spawning<'_> {
         record: &Record,
         image: &Image,
         middle: Option<Middle>,
-        enter_cgroup: Vec<RawFd>,
         joins: &[(Kind, OwnedFd)],
     ) -> Handover {
         let namespaces = &plan.namespaces;
@@ -470,7 +473,6 @@ impl Spawning<'_> {
                 })
                 .collect(),
             join_process: None,
-            enter_cgroup,
             new_cgroup_namespace: namespaces.makes(Kind::Cgroup),
             loopback: namespaces.makes(Kind::Network),
             hostname: namespaces.hostname.clone(),

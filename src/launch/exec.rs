@@ -61,14 +61,19 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     let request = Request {
         container,
         config,
-        hull,
         plan: &plan,
         filter: filter.as_ref(),
         preserve,
         cache: cache.as_ref(),
     };
-    let (child, channel, early) = request.spawn(&image, &options.cgroup, offer.for_init.as_ref(), &mut newborn)?;
-    let attendant = request.attendant(child.pid);
+    let mut image = Some(image);
+    let console = offer.for_init.as_ref();
+    let (child, channel, early) = request.spawn(&mut image, &options.cgroup, console, &mut newborn)?;
+    let mut attendant = request.attendant(child.pid);
+    if image.is_none() {
+        // It is among the container's processes by now, which may have taken it over: it has no more to ask for.
+        attendant.code = None;
+    }
     attendant.until_created(&channel, early, &plan, image, || Ok(()))?;
     parent::announce(options.pid_file.as_deref(), options.pidfd_socket.as_deref(), &child)?;
     let master = offer.receive()?;
@@ -86,7 +91,6 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
 struct Request<'a> {
     container: &'a Container,
     config: &'a Config,
-    hull: Hull,
     plan: &'a process::Plan,
     filter: Option<&'a Filter>,
     preserve: u32,
@@ -107,7 +111,7 @@ impl Request<'_> {
 
     fn spawn(
         &self,
-        image: &Image,
+        image: &mut Option<Image>,
         sub_cgroups: &[String],
         console: Option<&OwnedFd>,
         newborn: &mut Newborn,
@@ -121,7 +125,7 @@ impl Request<'_> {
         };
         let attach = entry.by_pid.then(|| entry.below.clone());
         let pidfd = self.container.pidfd()?;
-        let (cgroup_kind, kinds): (Vec<_>, Vec<_>) = self.kinds().partition(|kind| *kind == Kind::Cgroup);
+        let kinds: Vec<Kind> = self.kinds().collect();
         let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
 
         let mut birth = Birth {
@@ -133,19 +137,14 @@ impl Request<'_> {
             .extend(number(&pidfd).into_iter().chain(console.map(AsRawFd::as_raw_fd)));
         birth.inherit.extend(self.cache.map(AsRawFd::as_raw_fd));
         let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
-        // The process in the middle looks at a module and loads the engine: what the image makes that cost is the container's,
-        // so it enters the cgroup, and its child is born there. For a Linux program it looks at nothing, and enters no cgroup
-        // that may have room for one more process only; a guest needs room for two, as a thread observes it.
-        let first_enters = !needs_middle || self.hull == Hull::Wasm;
-        let mut middle = needs_middle.then(|| Middle {
-            in_user_namespace: kinds.contains(&Kind::User),
-            wait: attach.is_some() && !first_enters,
-            ..Middle::default()
-        });
-        birth.wait = attach.is_some() && first_enters;
-        let through = birth.enter(entry, middle.as_mut().filter(|_| !first_enters))?;
+        let middle = needs_middle.then(Middle::default);
+        // The first process looks at a module and loads the engine: what the image makes that cost is the container's. Its
+        // child is born where it is.
+        birth.wait = attach.is_some();
+        birth.enter(entry);
+        let loaded = image.as_ref().ok_or(Error::InitGone)?;
         let handover = Handover {
-            image: image.numbers().collect(),
+            image: loaded.numbers().collect(),
             middle,
             join: Vec::new(),
             join_process: Some(JoinProcess {
@@ -153,9 +152,7 @@ impl Request<'_> {
                 pid: record.pid,
                 start_time: record.start_time,
                 kinds,
-                cgroup: !cgroup_kind.is_empty(),
             }),
-            enter_cgroup: through.files.clone(),
             new_cgroup_namespace: false,
             loopback: false,
             hostname: None,
@@ -177,26 +174,26 @@ impl Request<'_> {
         birth.abandon = vec![channel.as_raw_fd()];
         birth.title = spawn::title_room(&self.plan.guest);
         let mut early = Vec::new();
-        let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
+        let mut child = spawn::spawn(loaded, &birth, &init, &memfd)?;
         *newborn = Newborn::of(child.pid);
-        drop((init, through));
-        let mut attach = |pid| -> Result<(), Error> {
-            if let Some(below) = &attach {
-                cgroup.attach(pid, below)?;
-                parent::tell_go(&channel)?;
-            }
-            Ok(())
-        };
-        if first_enters {
-            attach(child.pid)?;
+        drop(init);
+        if let Some(below) = attach {
+            cgroup.attach(child.pid, &below)?;
+            parent::tell_go(&channel)?;
         }
         if has_middle {
-            // The one in the middle looks for the module, as the host's files are in sight of that one only.
-            let serve = |pid, message| self.attendant(pid).serve(&channel, message);
-            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), Some(&serve))?;
-        }
-        if !first_enters {
-            attach(child.pid)?;
+            // What the one in the middle has got by then, its child inherits.
+            let mut serve = |pid, message| match message {
+                Message::Ready => {
+                    process::tune_but_processes(self.plan, pid)?;
+                    parent::tell_go(&channel)?;
+                    drop(image.take());
+                    Ok(())
+                }
+                message => self.attendant(pid).serve(&channel, message),
+            };
+            (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), Some(&mut serve))?;
+            process::limit_processes(self.plan, child.pid)?;
         }
         Ok((child, channel, early))
     }

@@ -23,8 +23,6 @@ pub struct Handover {
     pub join: Vec<Opened>,
     /// The namespaces of a process to join at once (`exec`).
     pub join_process: Option<JoinProcess>,
-    /// The files in which init, or the process in the middle's child, writes `0` to enter its cgroup.
-    pub enter_cgroup: Vec<RawFd>,
     /// Whether to make the cgroup namespace, whose root is the cgroup of the process at that moment.
     pub new_cgroup_namespace: bool,
     /// Whether the network namespace is new, so that `lo` is down.
@@ -68,15 +66,9 @@ pub struct Middle {
     pub time: Option<Vec<TimeOffset>>,
     /// The namespaces the child is cloned into.
     pub new: Vec<Kind>,
-    /// The v2 cgroup it is born in.
-    pub into_cgroup: Option<RawFd>,
-    /// `cgroup.procs` for kernels without `CLONE_INTO_CGROUP`.
-    pub into_fallback: Option<RawFd>,
-    /// Whether the cgroup may be refused.
-    pub optional: bool,
     /// Whether the child waits for `Go`.
     pub wait: bool,
-    /// Whether the child is in a user namespace, whose root it becomes.
+    /// Whether the child is in a user namespace, whose root it becomes (which an `exec` has become already).
     pub in_user_namespace: bool,
 }
 
@@ -89,10 +81,8 @@ pub struct JoinProcess {
     pub pid: i32,
     /// Its start time, by which a reused pid is told there.
     pub start_time: u64,
-    /// Which of them, but for the cgroup namespace.
+    /// Which of them.
     pub kinds: Vec<Kind>,
-    /// Whether it has a cgroup namespace of its own, joined last: from inside it one can't be born in a cgroup.
-    pub cgroup: bool,
 }
 
 /// Why a handover failed.
@@ -106,6 +96,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// It is neither of a container nor of a process that joins one.
+    #[error("the init's plan has no root file system")]
+    NoRoot,
     /// The JSON can't be written or read.
     #[error("the init's plan: {0}")]
     Json(#[from] serde_json::Error),

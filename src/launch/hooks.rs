@@ -140,6 +140,11 @@ fn run(
         .stderr(stderr.try_clone().map_err(start)?);
     // Who waits in the foreground has blocked every signal, which a hook must not inherit.
     proa_sys::exec::unblock_signals(&mut command);
+    // What is not close-on-exec in the runtime is for the container (preserved descriptors), or was left open by the caller.
+    // Init has marked everything, and may be under a filter by now that does not know the call.
+    if kind != "startContainer" {
+        proa_sys::exec::keep_only_stdio(&mut command);
+    }
     let mut child = command.spawn().map_err(start)?;
 
     if let Some(seconds) = hook.timeout()

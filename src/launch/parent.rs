@@ -158,15 +158,17 @@ impl Attendant<'_> {
             Message::Failed(text) => return Err(Error::Init(text)),
             Message::Unexecutable(cause) => return Err(Error::Unexecutable { cause, told: false }),
             Message::MapIds(mount, number) => {
-                let tree = descriptor_of(self.pid, number)?;
-                self.sources
-                    .ok_or_else(|| super::channel::Error::Unexpected(format!("MapIds({mount})")))?
-                    .map(mount, tree.as_fd())?;
+                let unexpected = || super::channel::Error::Unexpected(format!("MapIds({mount})"));
+                let sources = self.sources.ok_or_else(unexpected)?;
+                sources.map(mount, descriptor_of(self.pid, number)?.as_fd())?;
                 tell_go(channel)?;
             }
             Message::Listener(number) => {
                 let (path, metadata) = self.listener.as_ref().ok_or(Error::UnexpectedListener)?;
                 let fd = descriptor_of(self.pid, number)?;
+                if !process::notify::is_listener(fd.as_fd()) {
+                    return Err(super::channel::Error::Unexpected(format!("Listener({number})")).into());
+                }
                 let state = hooks::state(self.record, self.status, self.record.pid);
                 let version = &self.record.oci_version;
                 process::notify::send(
@@ -201,10 +203,9 @@ impl Attendant<'_> {
         channel: &Channel,
         early: Vec<Message>,
         plan: &process::Plan,
-        image: Image,
+        mut image: Option<Image>,
         mut mounted: impl FnMut() -> Result<(), Error>,
     ) -> Result<Hull, Error> {
-        let mut image = Some(image);
         let mut early = early.into_iter();
         loop {
             let message = match early.next() {
@@ -296,6 +297,12 @@ impl Newborn {
         Self(Some(pid))
     }
 
+    /// Whether `pid` is another child of this process.
+    fn is_sibling(&self, pid: i32) -> bool {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        pid > 0 && self.0 != Some(Pid::from_raw(pid)) && waitid(Id::Pid(Pid::from_raw(pid)), flags).is_ok()
+    }
+
     /// Lets it live.
     pub fn keep(&mut self) {
         self.0 = None;
@@ -334,26 +341,36 @@ impl Drop for Newborn {
     }
 }
 
+/// The most that a process says before the one in the middle has spoken of it.
+const MOST_EARLY: usize = 256;
+
 /// Learns which process the one in the middle made, reaps that one, and takes charge of the other. Returns also what the
-/// other said before the one in the middle came to speak. `middle` is that one's pidfd. What it asks of its own, before it has
-/// made the other, is answered by `serve`, if given; else only the other asks.
+/// other said before the one in the middle came to speak. `middle` is that one's pidfd.
+///
+/// What the one in the middle says before it makes the other is answered by `serve`, if given, up to and with `Ready`. From then on
+/// it may be the other who speaks, and that may be in the hands of the container: only a child of this process is believed to
+/// be the one that was made.
 pub fn replace_middle(
     channel: &Channel,
     newborn: &mut Newborn,
     middle: Option<&OwnedFd>,
-    serve: Option<&dyn Fn(Pid, Message) -> Result<(), Error>>,
+    mut serve: Option<&mut dyn FnMut(Pid, Message) -> Result<(), Error>>,
 ) -> Result<(Child, Vec<Message>), Error> {
     let mut early = Vec::new();
     let pid = loop {
         await_word(channel, middle)?;
         match channel.receive()? {
-            Some(Message::Child(pid)) => break Pid::from_raw(pid),
+            Some(Message::Child(pid)) if newborn.is_sibling(pid) => break Pid::from_raw(pid),
             Some(Message::Failed(text)) => return Err(Error::Init(text)),
-            Some(message @ Message::Code(..)) => match (serve, newborn.0) {
-                (Some(serve), Some(middle)) => serve(middle, message)?,
-                _ => early.push(message),
-            },
-            Some(message) => early.push(message),
+            Some(message @ (Message::Code(..) | Message::Ready | Message::Log(_))) if serve.is_some() => {
+                let last = matches!(message, Message::Ready);
+                if let (Some(serve), Some(middle)) = (&mut serve, newborn.0) {
+                    serve(middle, message)?;
+                }
+                serve = serve.filter(|_| !last);
+            }
+            Some(message) if early.len() < MOST_EARLY => early.push(message),
+            Some(message) => return Err(super::channel::Error::Unexpected(format!("{message:?}")).into()),
             None => return Err(Error::InitGone),
         }
     };
@@ -473,4 +490,62 @@ fn write_pid_file(path: &Path, pid: Pid) -> std::io::Result<()> {
         std::fs::remove_file(&temporary)?;
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[allow(clippy::zombie_processes, reason = "it is the code under test that waits")]
+    fn process() -> Pid {
+        let child = std::process::Command::new("/bin/true").spawn().unwrap();
+        // Whether it has ended makes no difference: nobody has waited for it.
+        Pid::from_raw(child.id() as i32)
+    }
+
+    #[test]
+    fn only_a_child_of_ours_is_believed_to_be_what_the_middle_made() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let (middle, made) = (process(), process());
+        let mut newborn = Newborn::of(middle);
+        let own = nix::unistd::getpid();
+        for forged in [own, Pid::from_raw(1), Pid::from_raw(-1), Pid::from_raw(0), middle] {
+            theirs.send(&Message::Child(forged.as_raw())).unwrap();
+        }
+        theirs.send(&Message::Child(made.as_raw())).unwrap();
+        let (child, early) = replace_middle(&ours, &mut newborn, None, None).unwrap();
+        assert_eq!((child.pid, early.len()), (made, 5));
+        drop(newborn);
+        // Both were reaped.
+        for pid in [middle, made] {
+            assert!(nix::sys::wait::waitpid(pid, None).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_said_too_early_is_bounded() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let speaker = std::thread::spawn(move || while theirs.send(&Message::Mounted).is_ok() {});
+        let said = replace_middle(&ours, &mut Newborn::default(), None, None);
+        assert!(said.unwrap_err().to_string().contains("unexpected message"));
+        drop(ours);
+        speaker.join().unwrap();
+    }
+
+    #[test]
+    fn what_asks_for_the_hosts_rights_is_answered_until_the_process_is_ready() {
+        let (ours, theirs) = Channel::pair().unwrap();
+        let (middle, made) = (process(), process());
+        let mut newborn = Newborn::of(middle);
+        for message in [Message::Ready, Message::Ready, Message::Child(made.as_raw())] {
+            theirs.send(&message).unwrap();
+        }
+        let mut asked = Vec::new();
+        let mut serve = |pid, message| {
+            asked.push((pid, format!("{message:?}")));
+            Ok(())
+        };
+        let (_, early) = replace_middle(&ours, &mut newborn, None, Some(&mut serve)).unwrap();
+        assert_eq!((asked, early.len()), (vec![(middle, "Ready".to_owned())], 1));
+    }
 }

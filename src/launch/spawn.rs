@@ -1,14 +1,12 @@
 //! Making the container's first process: one clone3(2) into all new namespaces and the cgroup, then the init image.
 
 use super::channel::{self, Channel, Message};
-use super::handover::Middle;
 use super::image::Image;
 use crate::cgroup;
 use crate::namespace::{self, Kind};
 use nix::errno::Errno;
 use proa_executor::Guest;
 use proa_sys::clone::{Child, Clone, Side};
-use proa_sys::errno::Raw;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -37,68 +35,12 @@ pub struct Birth {
     pub title: usize,
 }
 
-/// The way into the cgroup that a process in the middle's child takes.
-#[derive(Debug, Default)]
-pub struct ThroughMiddle {
-    /// The files in which it writes `0`, by number.
-    pub files: Vec<RawFd>,
-    // Open until the clone is done.
-    _held: Option<cgroup::Birth>,
-}
-
 impl Birth {
-    /// Decides who enters the cgroup: the new process itself, or the child of `middle` if that is what it becomes.
-    pub fn enter(&mut self, entry: cgroup::Birth, middle: Option<&mut Middle>) -> Result<ThroughMiddle, Error> {
+    /// The new process enters the cgroup at once, also if it only stands in the middle: what it makes is in there, too, and
+    /// nobody inside can find a descriptor on the way (CVE-2016-9962).
+    pub fn enter(&mut self, entry: cgroup::Birth) {
         self.optional = entry.optional;
-        let Some(middle) = middle else {
-            (self.into_cgroup, self.into_fallback, self.join) = (entry.into, entry.into_fallback, entry.join);
-            return Ok(ThroughMiddle::default());
-        };
-        let number = |fd: &Option<OwnedFd>| fd.as_ref().map(AsRawFd::as_raw_fd);
-        let entry = cgroup::Birth {
-            into: entry.into.filter(is_ours).map(harmless).transpose()?,
-            ..entry
-        };
-        middle.optional = entry.optional;
-        (middle.into_cgroup, middle.into_fallback) = (number(&entry.into), number(&entry.into_fallback));
-        let files: Vec<RawFd> = entry.join.iter().map(AsRawFd::as_raw_fd).collect();
-        self.inherit.extend(
-            files
-                .iter()
-                .copied()
-                .chain(middle.into_cgroup)
-                .chain(middle.into_fallback),
-        );
-        Ok(ThroughMiddle {
-            files,
-            _held: Some(entry),
-        })
-    }
-}
-
-/// Whether a process that has joined another user namespace may still be cloned into this cgroup: it has the caller's uid and
-/// no rights over files of others. Into one that was given to the container's user it can only move itself, through a file
-/// that the caller has opened: the kernel judges that by the opener's rights (Linux 5.16).
-fn is_ours(directory: &OwnedFd) -> bool {
-    rustix::fs::fstat(directory).is_ok_and(|stat| stat.st_uid == rustix::process::geteuid().as_raw())
-}
-
-/// A cgroup directory from which nothing else can be reached: for a moment, the child of a process in the middle has it in
-/// a pid namespace with processes that may hold CAP_SYS_PTRACE and look at its descriptors (CVE-2016-9962). Where the
-/// mount can't be cloned (not privileged), the directory leads nowhere that those could write to.
-fn harmless(directory: OwnedFd) -> Result<OwnedFd, Error> {
-    use rustix::mount::OpenTreeFlags;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-    let cloned = rustix::mount::open_tree(&directory, "", flags).map_err(|errno| errno.raw());
-    let detached = match cloned {
-        // No such call (before Linux 5.2), not privileged in this mount namespace, or a mount that can't be cloned.
-        Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => return Ok(directory),
-        other => other.map_err(Error::Protect)?,
-    };
-    match proa_sys::mount::set_read_only(detached.as_fd()) {
-        // Before Linux 5.12 it stays writable: then its own files can be written to, but not those of the cgroups above.
-        Ok(()) | Err(Errno::ENOSYS | Errno::EPERM | Errno::EINVAL) => Ok(detached),
-        Err(errno) => Err(Error::Protect(errno)),
+        (self.into_cgroup, self.into_fallback, self.join) = (entry.into, entry.into_fallback, entry.join);
     }
 }
 
@@ -113,9 +55,6 @@ pub enum Error {
         /// Why not.
         source: proa_sys::clone::Error,
     },
-    /// The way into the cgroup can't be made one from which nothing else is reached.
-    #[error("read-only clone of the cgroup's mount: {0}")]
-    Protect(Errno),
     /// In the new process: its cgroup refused it.
     #[error("write \"0\" to the cgroup's tasks or cgroup.procs: {0}")]
     EnterCgroup(Errno),
@@ -210,7 +149,7 @@ fn become_init(
 }
 
 /// Clones into a cgroup; where that is optional and not permitted, without.
-pub fn clone_into(flags: u64, cgroup: Option<&OwnedFd>, optional: bool) -> Result<Side, proa_sys::clone::Error> {
+fn clone_into(flags: u64, cgroup: Option<&OwnedFd>, optional: bool) -> Result<Side, proa_sys::clone::Error> {
     use proa_sys::clone::Error::Call;
     let mut what = Clone {
         flags,
@@ -226,7 +165,7 @@ pub fn clone_into(flags: u64, cgroup: Option<&OwnedFd>, optional: bool) -> Resul
 }
 
 /// Moves this process into the cgroups whose `tasks` or `cgroup.procs` are open as `files`.
-pub fn enter_cgroup<'a>(files: impl Iterator<Item = &'a OwnedFd>, optional: bool) -> Result<(), Error> {
+fn enter_cgroup<'a>(files: impl Iterator<Item = &'a OwnedFd>, optional: bool) -> Result<(), Error> {
     for file in files {
         match nix::unistd::write(file, b"0") {
             Ok(_) => {}

@@ -128,6 +128,15 @@ impl Capabilities {
         Ok(())
     }
 
+    /// As [`Capabilities::apply`], with one more that may be made effective by [`regain`].
+    pub(super) fn apply_with(&self, kept: CapabilitySet) -> Result<(), Error> {
+        Self {
+            permitted: self.permitted | kept.bits(),
+            ..*self
+        }
+        .apply()
+    }
+
     fn set(&self) -> Result<(), Error> {
         let sets = CapabilitySets {
             effective: CapabilitySet::from_bits_retain(self.effective),

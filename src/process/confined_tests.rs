@@ -68,7 +68,7 @@ fn a_user_keeps_exactly_the_capabilities_of_the_config() {
             "capabilities": {"bounding": ["CAP_KILL", "CAP_NET_BIND_SERVICE"], "permitted": ["CAP_KILL"],
                 "effective": ["CAP_KILL"], "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_NET_RAW"]},
         }));
-        labels(&plan, true).unwrap();
+        labels(&plan, true, None).unwrap();
         assert!(confine(&mut plan, None, true).unwrap().is_none());
         assert_eq!(status("Uid"), "54321\t54321\t54321\t54321");
         assert_eq!(status("Gid"), "1001\t1001\t1001\t1001");
@@ -155,7 +155,7 @@ fn without_no_new_privs_the_filter_comes_before_the_capabilities_go() {
         || {
             let mut plan = planned(json!({"user": {"uid": 1000, "gid": 1000}, "noNewPrivileges": false,
             "capabilities": {"permitted": ["CAP_KILL"], "effective": ["CAP_KILL"]}}));
-            labels(&plan, true).unwrap();
+            labels(&plan, true, None).unwrap();
             let filter = strict(json!({"names": ["personality"], "action": "SCMP_ACT_NOTIFY"}));
             // Only what comes after the filter would fail under it.
             assert!(confine(&mut plan, Some(&filter), true).unwrap().is_some());
@@ -174,7 +174,7 @@ fn with_no_new_privs_the_filter_comes_last_and_for_all_threads_of_an_engine() {
         "with_no_new_privs_the_filter_comes_last_and_for_all_threads_of_an_engine",
         || {
             let mut plan = planned(json!({"capabilities": {}}));
-            labels(&plan, true).unwrap();
+            labels(&plan, true, None).unwrap();
             let filter = strict(json!({"names": ["personality"], "action": "SCMP_ACT_NOTIFY"}));
             assert!(confine(&mut plan, Some(&filter), false).unwrap().is_none());
             assert_eq!(status("Seccomp"), "0");
@@ -221,11 +221,11 @@ fn a_kernel_without_keyrings_is_put_up_with_and_other_failures_are_not() {
         || {
             let plan = planned(json!({}));
             mask_calls(json!({"names": ["keyctl"]}), Errno::ENOSYS);
-            labels(&plan, true).unwrap();
+            labels(&plan, true, None).unwrap();
             // Of several filters' errnos the one installed last is returned.
             for errno in [Errno::EPERM, Errno::EDQUOT] {
                 mask_calls(json!({"names": ["keyctl"]}), errno);
-                let problem = labels(&plan, true).unwrap_err().to_string();
+                let problem = labels(&plan, true, None).unwrap_err().to_string();
                 assert!(
                     problem.starts_with("unable to join session keyring: unable to create session key: "),
                     "{problem}"
@@ -281,12 +281,15 @@ fn groups_that_can_not_be_set_are_an_error_unless_the_namespace_denies_them() {
                 groups: vec![1],
                 ..Default::default()
             };
-            let problem = credentials::become_user(&user).unwrap_err().to_string();
+            let problem = credentials::become_user(&user, None).unwrap_err().to_string();
             assert!(problem.contains("unable to setup user: setgroups([1])"), "{problem}");
-            credentials::become_user(&User {
-                groups_optional: true,
-                ..user
-            })
+            credentials::become_user(
+                &User {
+                    groups_optional: true,
+                    ..user
+                },
+                None,
+            )
             .unwrap();
         },
     );
@@ -296,18 +299,24 @@ fn groups_that_can_not_be_set_are_an_error_unless_the_namespace_denies_them() {
 fn ids_that_are_not_mapped_have_runcs_words() {
     in_child("ids_that_are_not_mapped_have_runcs_words", || {
         mask_calls(json!({"names": ["setuid"]}), Errno::EINVAL);
-        let problem = credentials::become_user(&User {
-            uid: 7,
-            ..Default::default()
-        })
+        let problem = credentials::become_user(
+            &User {
+                uid: 7,
+                ..Default::default()
+            },
+            None,
+        )
         .unwrap_err()
         .to_string();
         assert_eq!(problem, "cannot setuid to unmapped uid 7 in user namespace");
         mask_calls(json!({"names": ["setgid"]}), Errno::EINVAL);
-        let problem = credentials::become_user(&User {
-            gid: 8,
-            ..Default::default()
-        })
+        let problem = credentials::become_user(
+            &User {
+                gid: 8,
+                ..Default::default()
+            },
+            None,
+        )
         .unwrap_err()
         .to_string();
         assert_eq!(problem, "cannot setgid to unmapped gid 8 in user namespace");
@@ -349,7 +358,7 @@ fn a_cwd_is_entered_and_a_bad_one_is_named() {
 fn a_container_has_a_session_keyring_of_its_own() {
     in_child("a_container_has_a_session_keyring_of_its_own", || {
         let plan = planned(json!({}));
-        labels(&plan, true).unwrap();
+        labels(&plan, true, None).unwrap();
         let keyring = plan.keyring.unwrap();
         let description = proa_sys::security::key_describe(keyring::SESSION_KEYRING).unwrap();
         let description = String::from_utf8(description).unwrap();
@@ -368,7 +377,7 @@ fn the_kernel_takes_scheduler_io_priority_personality_and_memory_policy() {
             "ioPriority": {"class": "IOPRIO_CLASS_BE", "priority": 6}}));
             plan.personality = Some(8);
             plan.memory_policy = Some(MemoryPolicy { mode: 4, nodes: vec![] });
-            labels(&plan, true).unwrap();
+            labels(&plan, true, None).unwrap();
             let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
             assert_eq!((fields[16], fields[38]), ("5", "3"), "nice and policy of {stat}");

@@ -1,11 +1,11 @@
 //! umask, stdio's owner, the working directory, and the change of user.
 
-use super::{Error, User};
+use super::{Error, User, lsm};
 use nix::errno::Errno;
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, chdir, fchown, setgid, setgroups, setuid};
 use pathrs::flags::OpenFlags;
-use pathrs::procfs::{ProcfsBase, ProcfsHandle};
+use pathrs::procfs::ProcfsBase;
 use proa_sys::errno::Raw;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -91,7 +91,7 @@ pub(super) fn verify_cwd() -> Result<(), Error> {
 
 /// Changes groups, gid and uid to those of `user`. A process that leaves uid 0 keeps its permitted capabilities, to give up
 /// by itself.
-pub(super) fn become_user(user: &User) -> Result<(), Error> {
+pub(super) fn become_user(user: &User, procfs: Option<&lsm::Procfs>) -> Result<(), Error> {
     if user.uid != 0 {
         nix::sys::prctl::set_keepcaps(true)
             .map_err(Error::call("unable to set keep caps: prctl(PR_SET_KEEPCAPS, 1)"))?;
@@ -101,7 +101,7 @@ pub(super) fn become_user(user: &User) -> Result<(), Error> {
         Ok(()) => {}
         // Denied to unprivileged users' namespaces (user_namespaces(7)), or not mapped: nothing is gained by a group.
         Err(Errno::EPERM | Errno::EINVAL) if user.groups_optional => {}
-        Err(Errno::EPERM) if setgroups_denied() => {}
+        Err(Errno::EPERM) if setgroups_denied(procfs) => {}
         Err(source) => {
             let call = format!("unable to setup user: setgroups({:?})", user.groups);
             return Err(Error::Call { call, source });
@@ -121,19 +121,15 @@ pub(super) fn become_user(user: &User) -> Result<(), Error> {
 }
 
 /// Whether the user namespace has setgroups(2) switched off. If that can't be told, it hasn't.
-fn setgroups_denied() -> bool {
-    let open = || -> Option<String> {
-        let procfs = ProcfsHandle::new().ok()?;
-        let flags = OpenFlags::O_RDONLY | OpenFlags::O_CLOEXEC;
+fn setgroups_denied(procfs: Option<&lsm::Procfs>) -> bool {
+    let read = |procfs: &lsm::Procfs| {
         let mut text = String::new();
         procfs
-            .open(ProcfsBase::ProcSelf, "setgroups", flags)
-            .ok()?
-            .read_to_string(&mut text)
-            .ok()?;
-        Some(text)
+            .file(ProcfsBase::ProcSelf, "setgroups", OpenFlags::O_RDONLY)?
+            .read_to_string(&mut text)?;
+        Ok(text)
     };
-    open().is_some_and(|text| text.trim() == "deny")
+    lsm::with(procfs, read).is_ok_and(|text| text.trim() == "deny")
 }
 
 /// Undoes what [`become_user`] did to keep capabilities; a process that never calls execve(2) would have it for ever.

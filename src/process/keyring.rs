@@ -45,15 +45,15 @@ impl Keyring {
 /// Joins the session keyring, or makes it, with SELinux label `label`. Keyrings that the kernel doesn't have (`ENOSYS`) are
 /// not worth failing for, as with runc: they are marginal protection beside credentials. Any other failure is fatal, also
 /// `EPERM` of an outer container's seccomp filter, where `--no-new-keyring` says that none is wanted.
-pub(super) fn join(keyring: &Keyring, label: Option<&str>) -> Result<(), Error> {
+pub(super) fn join(keyring: &Keyring, label: Option<&str>, procfs: Option<&lsm::Procfs>) -> Result<(), Error> {
     let field = || Error::field("id", "contains nul byte (\\x00)");
     let name = CString::new(keyring.name.as_str()).map_err(|_| field())?;
     if let Some(label) = label {
-        lsm::selinux("keycreate", label)?;
+        lsm::selinux("keycreate", label, procfs)?;
     }
     let joined = security::keyring_join(&name);
     if label.is_some() {
-        lsm::selinux("keycreate", "")?;
+        lsm::selinux("keycreate", "", procfs)?;
     }
     match joined {
         Ok(_) => {}

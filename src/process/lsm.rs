@@ -6,8 +6,41 @@
 use super::Error;
 use pathrs::flags::OpenFlags;
 use pathrs::procfs::{ProcfsBase, ProcfsHandle};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+
+/// A procfs in which this process finds itself. For one that is going to join a container, whose procfs does not show it:
+/// opened before, and closed before others may look at this process, as it shows the host's processes.
+#[derive(Debug)]
+pub struct Procfs(ProcfsHandle);
+
+impl Procfs {
+    /// Opens it.
+    pub fn open() -> io::Result<Self> {
+        ProcfsHandle::new().map(Self).map_err(io_error)
+    }
+
+    /// Opens `path` of this process, or of this thread.
+    pub(super) fn file(&self, base: ProcfsBase, path: &str, flags: OpenFlags) -> io::Result<File> {
+        self.0.open(base, path, flags | OpenFlags::O_CLOEXEC).map_err(io_error)
+    }
+}
+
+/// Calls `then` with `procfs`, or with one of the namespaces that this process is in.
+pub(super) fn with<T>(procfs: Option<&Procfs>, then: impl FnOnce(&Procfs) -> io::Result<T>) -> io::Result<T> {
+    match procfs {
+        Some(procfs) => then(procfs),
+        None => then(&Procfs::open()?),
+    }
+}
+
+fn io_error(error: pathrs::error::Error) -> io::Error {
+    match error.kind() {
+        pathrs::error::ErrorKind::OsError(Some(errno)) => io::Error::from_raw_os_error(errno),
+        _ => io::Error::other(error),
+    }
+}
 
 /// Whether the host's AppArmor is on.
 pub(super) fn has_apparmor() -> bool {
@@ -22,7 +55,7 @@ pub(super) fn has_selinux() -> bool {
 }
 
 /// Puts the process under AppArmor profile `profile`: at the next execve(2), or at once.
-pub(super) fn apparmor(profile: &str, at_execve: bool) -> Result<(), Error> {
+pub(super) fn apparmor(profile: &str, at_execve: bool, procfs: Option<&Procfs>) -> Result<(), Error> {
     let (attribute, verb) = if at_execve {
         ("exec", "exec")
     } else {
@@ -30,16 +63,16 @@ pub(super) fn apparmor(profile: &str, at_execve: bool) -> Result<(), Error> {
     };
     let command = format!("{verb} {profile}");
     // The directory of its own came with Linux 5.8; the shared attribute is AppArmor's only if no other LSM is first.
-    let written = match write(&format!("attr/apparmor/{attribute}"), &command) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => write(&format!("attr/{attribute}"), &command),
+    let written = match write(&format!("attr/apparmor/{attribute}"), &command, procfs) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => write(&format!("attr/{attribute}"), &command, procfs),
         other => other,
     };
     written.map_err(|source| Error::AppArmor { command, source })
 }
 
 /// Writes SELinux label `label` to `attribute`: `exec` for the next execve(2), `current` for now, `keycreate` for keys.
-pub(super) fn selinux(attribute: &'static str, label: &str) -> Result<(), Error> {
-    write(&format!("attr/{attribute}"), label).map_err(|source| Error::Selinux {
+pub(super) fn selinux(attribute: &'static str, label: &str, procfs: Option<&Procfs>) -> Result<(), Error> {
+    write(&format!("attr/{attribute}"), label, procfs).map_err(|source| Error::Selinux {
         attribute,
         label: label.to_owned(),
         source,
@@ -47,19 +80,10 @@ pub(super) fn selinux(attribute: &'static str, label: &str) -> Result<(), Error>
 }
 
 /// Writes `value` to `path` below /proc/thread-self, in one piece. Attributes belong to threads.
-fn write(path: &str, value: &str) -> io::Result<()> {
-    let error = |error: pathrs::error::Error| match error.kind() {
-        pathrs::error::ErrorKind::OsError(Some(errno)) => io::Error::from_raw_os_error(errno),
-        _ => io::Error::other(error),
-    };
-    let procfs = ProcfsHandle::new().map_err(error)?;
-    let file = procfs
-        .open(
-            ProcfsBase::ProcThreadSelf,
-            path,
-            OpenFlags::O_WRONLY | OpenFlags::O_CLOEXEC,
-        )
-        .map_err(error)?;
+fn write(path: &str, value: &str, procfs: Option<&Procfs>) -> io::Result<()> {
+    let file = with(procfs, |procfs| {
+        procfs.file(ProcfsBase::ProcThreadSelf, path, OpenFlags::O_WRONLY)
+    })?;
     // An empty value is a write of nothing, which the kernel takes as "none"; write_all would not even try.
     let written = (&file).write(value.as_bytes())?;
     if written == value.len() {
@@ -76,12 +100,12 @@ mod tests {
     #[test]
     fn a_refused_label_is_an_error_that_names_it() {
         // Whatever the LSM is here, none has such a profile or label.
-        let error = apparmor("no-such-profile-of-proa", true).unwrap_err().to_string();
+        let error = apparmor("no-such-profile-of-proa", true, None).unwrap_err().to_string();
         assert!(
             error.contains("apparmor failed to apply profile: \"exec no-such-profile-of-proa\""),
             "{error}"
         );
-        let error = selinux("exec", "no:such:label").unwrap_err().to_string();
+        let error = selinux("exec", "no:such:label", None).unwrap_err().to_string();
         assert!(
             error.contains("can't set process label: write \"no:such:label\""),
             "{error}"

@@ -12,6 +12,8 @@
 //! seal       [seccomp]
 //! ```
 //!
+//! An `exec` does all of this before any process of the container can see it; see `launch/init/joining.rs`.
+//!
 //! Seccomp comes last, so that a profile need not allow what set-up does. Without no_new_privs it takes CAP_SYS_ADMIN, so
 //! then it comes just before the capabilities go; after it the profile must allow only what runc also needs: capset(2),
 //! prctl(2), and what the caller does from there to execve(2).
@@ -32,13 +34,15 @@ mod tune;
 
 pub use capabilities::Capabilities;
 pub use keyring::Keyring;
+pub use lsm::Procfs;
 pub use plan::{Affinity, MemoryPolicy, Rlimit, Scheduler, User, plan};
 pub use seccomp::{Filter, filter};
-pub use tune::{check_host, tune};
+pub use tune::{check_host, limit_processes, tune, tune_but_processes};
 
 use nix::errno::Errno;
 use proa_executor::Guest;
 use proa_sys::errno::words;
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -229,14 +233,15 @@ pub fn traceable(yes: bool) -> Result<(), Error> {
 }
 
 /// After the file system is done: the session keyring, AppArmor and SELinux (for the next execve if `native`, for this
-/// process from now on if not), no_new_privs, scheduler, I/O priority, personality, memory policy.
-pub fn labels(plan: &Plan, native: bool) -> Result<(), Error> {
+/// process from now on if not), no_new_privs, scheduler, I/O priority, personality, memory policy. `procfs` is for a process
+/// that the container's own does not show.
+pub fn labels(plan: &Plan, native: bool, procfs: Option<&Procfs>) -> Result<(), Error> {
     if let Some(keyring) = &plan.keyring {
-        keyring::join(keyring, plan.selinux_label.as_deref())?;
+        keyring::join(keyring, plan.selinux_label.as_deref(), procfs)?;
     }
     // Before no_new_privs, which restricts the profiles that a process may change to.
     if let Some(profile) = &plan.apparmor_profile {
-        lsm::apparmor(profile, native)?;
+        lsm::apparmor(profile, native, procfs)?;
     }
     if plan.no_new_privileges {
         nix::sys::prctl::set_no_new_privs().map_err(Error::call("prctl(PR_SET_NO_NEW_PRIVS, 1)"))?;
@@ -244,7 +249,7 @@ pub fn labels(plan: &Plan, native: bool) -> Result<(), Error> {
     schedule::apply(plan)?;
     // After all else that may execute something on behalf of the runtime: it is for the next execve.
     if let Some(label) = &plan.selinux_label {
-        lsm::selinux(if native { "exec" } else { "current" }, label)?;
+        lsm::selinux(if native { "exec" } else { "current" }, label, procfs)?;
     }
     Ok(())
 }
@@ -253,6 +258,65 @@ pub fn labels(plan: &Plan, native: bool) -> Result<(), Error> {
 /// seccomp if no_new_privs is off, capabilities. Returns the seccomp listener if one was made: hand it to the parent with
 /// as few kinds of system calls as possible, since from here on each may wait for the agent that has not got it yet.
 pub fn confine(plan: &mut Plan, filter: Option<&Filter>, native: bool) -> Result<Option<OwnedFd>, Error> {
+    let capabilities = become_user(plan, None)?;
+    give_up(plan, capabilities, filter.filter(|_| !plan.no_new_privileges), native)
+}
+
+/// What [`confine_before_entry`] could not do yet.
+#[derive(Debug)]
+pub enum Rest {
+    /// Nothing: the filter is installed, if there is one.
+    Nothing,
+    /// The filter, by [`seal`].
+    Seal,
+    /// The filter, which takes CAP_SYS_ADMIN, and to give that up.
+    Filter(Capabilities),
+}
+
+/// As [`confine`], in a process that no other process of the container sees: the one that it is going to make, which they
+/// see, then has nothing that they could gain by taking it over (ptrace(2)). The filter is installed as well, if it allows
+/// what is still to be done. If it does not, and there is no no_new_privs, CAP_SYS_ADMIN is kept for it.
+pub fn confine_before_entry(
+    plan: &mut Plan,
+    filter: Option<&Filter>,
+    native: bool,
+    procfs: Option<&Procfs>,
+) -> Result<Rest, Error> {
+    let capabilities = become_user(plan, procfs)?;
+    let now = filter.filter(|filter| seccomp::allows_entry(&filter.program));
+    match (filter, now) {
+        (Some(_), None) if !plan.no_new_privileges => {
+            sets_of(plan, capabilities, native).apply_with(CapabilitySet::SYS_ADMIN)?;
+            Ok(Rest::Filter(capabilities))
+        }
+        (filter, now) => {
+            // It does not notify: there is no listener.
+            give_up(plan, capabilities, now.filter(|_| !plan.no_new_privileges), native)?;
+            seal(plan, now, native)?;
+            Ok(if filter.is_some() && now.is_none() {
+                Rest::Seal
+            } else {
+                Rest::Nothing
+            })
+        }
+    }
+}
+
+/// Does what [`confine_before_entry`] left, but for [`seal`]. Returns the listener if one was made, see [`confine`].
+pub fn confine_after_entry(
+    plan: &Plan,
+    filter: Option<&Filter>,
+    native: bool,
+    rest: &Rest,
+) -> Result<Option<OwnedFd>, Error> {
+    match rest {
+        Rest::Nothing | Rest::Seal => Ok(None),
+        Rest::Filter(capabilities) => give_up(plan, *capabilities, filter, native),
+    }
+}
+
+/// Everything that comes before the filter and the capabilities. Returns those that it is to have.
+fn become_user(plan: &mut Plan, procfs: Option<&Procfs>) -> Result<Capabilities, Error> {
     credentials::set_umask(&plan.user);
     // While it may still be done: the new owner could not give itself a file of somebody else.
     credentials::own_stdio(plan.user.uid)?;
@@ -263,31 +327,45 @@ pub fn confine(plan: &mut Plan, filter: Option<&Filter>, native: bool) -> Result
     let capabilities = plan.capabilities.supported()?;
     // Takes CAP_SETPCAP, so before anything is given up.
     capabilities.limit_bounding()?;
-    credentials::become_user(&plan.user)?;
+    credentials::become_user(&plan.user, procfs)?;
     if !entered {
         // Then with the user's own rights: root of a user namespace, or of an NFS client, may have less.
         credentials::enter_cwd_as_user(&plan.guest.cwd)?;
     }
     credentials::verify_cwd()?;
+    Ok(capabilities)
+}
 
+/// Installs the filter, which takes CAP_SYS_ADMIN without no_new_privs, and gives up all capabilities but `capabilities`.
+fn give_up(
+    plan: &Plan,
+    capabilities: Capabilities,
+    filter: Option<&Filter>,
+    native: bool,
+) -> Result<Option<OwnedFd>, Error> {
     let listener = match filter {
-        Some(filter) if !plan.no_new_privileges => {
+        Some(filter) => {
             if plan.user.uid != 0 {
                 // Leaving uid 0 emptied the effective set, and this takes CAP_SYS_ADMIN.
                 capabilities::regain()?;
             }
             seccomp::install(filter, native)?
         }
-        _ => None,
+        None => None,
     };
-    match native || plan.user.uid == 0 {
-        true => capabilities.apply()?,
-        false => capabilities.after_exec().apply()?,
-    }
+    sets_of(plan, capabilities, native).apply()?;
     if plan.user.uid != 0 {
         credentials::forget_keeping()?;
     }
     Ok(listener)
+}
+
+/// The sets that the process is to have.
+fn sets_of(plan: &Plan, capabilities: Capabilities, native: bool) -> Capabilities {
+    match native || plan.user.uid == 0 {
+        true => capabilities,
+        false => capabilities.after_exec(),
+    }
 }
 
 /// The very last step: seccomp if no_new_privs is on. Returns the listener if one was made, see [`confine`].

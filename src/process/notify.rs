@@ -21,6 +21,13 @@ struct ContainerProcessState<'a, S> {
     state: &'a S,
 }
 
+/// Whether a descriptor is a seccomp listener, and no file that somebody in the container would like the agent to have.
+pub fn is_listener(fd: BorrowedFd<'_>) -> bool {
+    // As the kernel calls it since there is one, Linux 5.0 (kernel/seccomp.c, `init_listener`).
+    let name = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+    name.is_ok_and(|name| name == Path::new("anon_inode:seccomp notify"))
+}
+
 /// Sends `listener` to the agent that listens on the stream socket `path`. `pid` is the process that the filter holds, as
 /// the caller sees it; `state` is the container's state as the `state` command prints it; `oci_version` is the
 /// specification's version. Called by the parent: the process itself may be stopped by its filter at any call.

@@ -3,7 +3,7 @@
 use super::{Error, cache};
 use nix::errno::Errno;
 use oci_spec::runtime::LinuxSeccomp;
-use proa_seccomp::Program;
+use proa_seccomp::{Program, Verdict};
 use proa_sys::security;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -44,6 +44,60 @@ pub fn filter(profile: &LinuxSeccomp, cache: &Path) -> Result<Filter, Error> {
     };
     Ok(Filter { program, listener })
 }
+
+/// Whether a process may go on under this filter that is still to make the one which others see: what is called from there to
+/// execve(2), as the C library and Rust's have it, beside what a profile has to allow in any case.
+pub(super) fn allows_entry(program: &Program) -> bool {
+    use nix::libc;
+    // Under an agent that has not got its listener every call might wait for ever.
+    if program.notify {
+        return false;
+    }
+    let allowed = |number: libc::c_long, args: &[u64]| {
+        let mut all = [0; 6];
+        all[..args.len()].copy_from_slice(args);
+        program.verdict(number as u32, all)
+    };
+    let is_allowed = |number: &libc::c_long| allowed(*number, &[]) == Verdict::Allowed;
+    let clones = match allowed(libc::SYS_clone3, &[]) {
+        Verdict::Allowed => true,
+        // clone(2) is the fall-back (sys/src/clone.rs).
+        Verdict::Errno(errno) if i32::from(errno) == libc::ENOSYS => {
+            allowed(libc::SYS_clone, &[libc::CLONE_PARENT as u64]) == Verdict::Allowed
+        }
+        _ => false,
+    };
+    #[allow(clippy::unnecessary_cast, reason = "its type is another one with musl")]
+    let terminal = [0, libc::TIOCSCTTY as u64];
+    clones && allowed(libc::SYS_ioctl, &terminal) == Verdict::Allowed && AFTER_ENTRY.iter().all(is_allowed)
+}
+
+/// The calls between the clone and execve(2).
+const AFTER_ENTRY: [nix::libc::c_long; 20] = {
+    use nix::libc::*;
+    [
+        SYS_setsid,
+        SYS_read,
+        SYS_write,
+        SYS_close,
+        SYS_fcntl,
+        SYS_exit_group,
+        SYS_prctl,
+        SYS_capset,
+        SYS_capget,
+        SYS_rt_sigaction,
+        SYS_rt_sigprocmask,
+        SYS_newfstatat,
+        SYS_faccessat,
+        SYS_mmap,
+        SYS_mremap,
+        SYS_munmap,
+        SYS_brk,
+        SYS_getpid,
+        SYS_clock_gettime,
+        SYS_execve,
+    ]
+};
 
 /// Installs `filter` for the process. An init that becomes a native program has one thread; an engine may have started
 /// more, and a filter that misses one is no filter.

@@ -31,6 +31,13 @@ pub fn check_host(plan: &Plan) -> Result<(), Error> {
 /// the container has a user namespace (oom_score_adj, CPU affinity, resctrl group, resource limits). Best called late, when
 /// init has reported that it is ready: the limits hold for what remains of set-up, too.
 pub fn tune(plan: &Plan, pid: Pid) -> Result<(), Error> {
+    tune_but_processes(plan, pid)?;
+    limit_processes(plan, pid)
+}
+
+/// As [`tune`], of a process that is going to make the one that it is for, which inherits all of it. But for RLIMIT_NPROC,
+/// within which there might be no room for both: that [`limit_processes`] sets for the other.
+pub fn tune_but_processes(plan: &Plan, pid: Pid) -> Result<(), Error> {
     check_host(plan)?;
     if let Some(score) = plan.oom_score_adj {
         set_oom_score(score, pid)?;
@@ -39,7 +46,22 @@ pub fn tune(plan: &Plan, pid: Pid) -> Result<(), Error> {
     if let Some(group) = &plan.rdt {
         Resctrl::find()?.join(group, pid)?;
     }
-    plan.rlimits.iter().try_for_each(|limit| set_limit(limit, pid))
+    let limits = plan.rlimits.iter();
+    limits
+        .filter(|limit| !of_processes(limit))
+        .try_for_each(|limit| set_limit(limit, pid))
+}
+
+/// Sets RLIMIT_NPROC of `pid`, if it is to have one.
+pub fn limit_processes(plan: &Plan, pid: Pid) -> Result<(), Error> {
+    let limits = plan.rlimits.iter();
+    limits
+        .filter(|limit| of_processes(limit))
+        .try_for_each(|limit| set_limit(limit, pid))
+}
+
+fn of_processes(limit: &Rlimit) -> bool {
+    limit.resource == PosixRlimitType::RlimitNproc
 }
 
 fn set_oom_score(score: i32, pid: Pid) -> Result<(), Error> {

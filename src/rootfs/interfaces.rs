@@ -15,7 +15,7 @@ use super::resolve::{self, Root};
 use super::tree::{self, Change};
 use nix::sched::CloneFlags;
 use proa_sys::Errno;
-use rustix::fs::{OFlags, ResolveFlags, fstat, major, minor};
+use rustix::fs::OFlags;
 use rustix::mount::MountAttrFlags as Attr;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -70,15 +70,15 @@ pub fn of_running() -> Result<Interfaces, Error> {
             return Ok(Interfaces::default());
         }
     };
-    let root = Root::new(resolve::open_dir(Path::new("/"))?).entered();
+    let root = Root::new(resolve::open_dir(Path::new("/"))?);
     find(&String::from_utf8_lossy(&list), Path::new("/"), &root)
 }
 
 /// One line of mountinfo (proc_pid_mountinfo(5)).
 #[derive(Debug, PartialEq)]
 struct Line {
-    /// Major and minor number of what `st_dev` is.
-    device: (u32, u32),
+    /// The mount's own number.
+    id: u64,
     /// The mount point below the root that is asked for.
     at: PathBuf,
     writable_interface: bool,
@@ -87,13 +87,13 @@ struct Line {
 impl Line {
     fn parse(line: &str, root: &Path) -> Option<Self> {
         let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(2);
-        let device = left.next()?.split_once(':')?;
-        let at = PathBuf::from(unescape(left.nth(1)?));
+        let mut left = left.split(' ');
+        let id = left.next()?.parse().ok()?;
+        let at = PathBuf::from(unescape(left.nth(3)?));
         let writable = left.next()?.split(',').any(|option| option == "rw");
         let interface = matches!(right.split(' ').next()?, "proc" | "sysfs");
         Some(Self {
-            device: (device.0.parse().ok()?, device.1.parse().ok()?),
+            id,
             at: Path::new("/").join(at.strip_prefix(root).ok()?),
             writable_interface: writable && interface,
         })
@@ -106,14 +106,12 @@ fn find(list: &str, root: &Path, opened: &Root) -> Result<Interfaces, Error> {
     let mut found = Vec::new();
     for (index, line) in lines.iter().enumerate().filter(|(_, line)| line.writable_interface) {
         let path = &line.at;
-        let mount = match opened.open_with(path, OFlags::PATH | OFlags::CLOEXEC, ResolveFlags::NO_SYMLINKS) {
+        let mount = match opened.open_straight(path, OFlags::PATH | OFlags::CLOEXEC) {
             Ok(mount) => mount,
             Err(Errno::ENOENT | Errno::ENOTDIR) if is_covered(&lines, index) => continue,
             Err(errno) => return Err(errno).call(|| format!("openat2(root, {path:?}, O_PATH)")),
         };
-        let device = fstat(&mount).call(|| format!("fstat({path:?})"))?.st_dev;
-        let device = (major(device), minor(device));
-        if device == line.device {
+        if tree::mount_id(mount.as_fd())? == line.id {
             found.push((path.clone(), mount));
         } else if !is_covered(&lines, index) {
             // Somebody who shares a volume with this container has exchanged a directory.
@@ -137,7 +135,7 @@ mod tests {
     fn lines_of_the_container_are_read() {
         let parse = |line| Line::parse(line, Path::new("/r"));
         let proc = parse("36 35 0:22 / /r/a\\040b rw,nosuid shared:1 master:2 - proc proc rw").unwrap();
-        assert_eq!(proc.device, (0, 22));
+        assert_eq!(proc.id, 36);
         assert_eq!((proc.at.as_path(), proc.writable_interface), (Path::new("/a b"), true));
         let root = parse("36 35 0:22 / /r rw - proc proc rw").unwrap();
         assert_eq!(root.at, Path::new("/"));

@@ -8,7 +8,6 @@ use super::{Idmap, Kind, Mount, Plan};
 use proa_sys::Errno;
 use proa_sys::mount::{Attributes, MOUNT_ATTR_IDMAP, mount_setattr, user_namespace};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::mount::MountFlags as Flag;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -30,8 +29,8 @@ struct Late {
 }
 
 impl Sources {
-    /// The descriptors that init has to inherit under the same numbers (they are not close-on-exec). They must stay open
-    /// until it is cloned.
+    /// The descriptors that init has to inherit under the same numbers. They must stay open until it is cloned; here they
+    /// are close-on-exec, so that no hook keeps a file system busy.
     pub fn inherited(&self) -> impl Iterator<Item = RawFd> {
         self.opened.iter().map(AsRawFd::as_raw_fd)
     }
@@ -74,9 +73,6 @@ pub fn open_sources(plan: &mut Plan) -> Result<Sources, Error> {
             destination,
             cause: Box::new(cause),
         })?;
-        if let Some(fd) = &fd {
-            fcntl_setfd(fd, FdFlags::empty()).call(|| "fcntl(F_SETFD, 0)")?;
-        }
         sources.opened.extend(fd);
     }
     Ok(sources)

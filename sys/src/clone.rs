@@ -2,6 +2,7 @@
 
 use crate::{Errno, Result, threads};
 use nix::unistd::Pid;
+use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// What the new process is to be.
@@ -72,9 +73,24 @@ pub const CLONE_NEWTIME: u64 = 0x80;
 /// thread (the allocator's, say) would stay locked in the child for ever. Falls back from clone3(2) to clone(2) on kernels before 5.3 or where a seccomp filter answers
 /// ENOSYS, and from `CLONE_INTO_CGROUP` to a plain clone where the kernel is older than 5.7; [`Side::Child`] tells.
 pub fn clone(what: &Clone<'_>) -> std::result::Result<Side, Error> {
-    if !threads::is_alone()? {
-        return Err(Error::Threads);
+    clone_alone(what, &alone()?)
+}
+
+/// That the thread which asked is its process's only one, as [`clone_alone`] wants to know: it must not have started another
+/// since. It stays in that thread.
+#[derive(Debug)]
+pub struct Alone(PhantomData<*const ()>);
+
+/// Asks the kernel, which a filter may refuse to answer later.
+pub fn alone() -> std::result::Result<Alone, Error> {
+    match threads::is_alone()? {
+        true => Ok(Alone(PhantomData)),
+        false => Err(Error::Threads),
     }
+}
+
+/// As [`clone`], for who has asked before.
+pub fn clone_alone(what: &Clone<'_>, _: &Alone) -> std::result::Result<Side, Error> {
     let mut pidfd: libc::c_int = -1;
     let mut in_cgroup = what.into_cgroup.is_some();
     // With CLONE_PARENT the child sends its new parent what the caller would have sent: the kernel insists on 0 here.

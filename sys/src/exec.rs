@@ -53,8 +53,28 @@ pub fn unblock_signals(command: &mut std::process::Command) {
     }
 }
 
+/// Has `command` start its program with stdin, stdout and stderr only: whatever else is open here, close-on-exec or not, is
+/// closed by its execve(2).
+pub fn keep_only_stdio(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: the closure runs between fork(2) and execve(2). On Linux 5.11 it makes one system call. Before that it lists a
+    // directory, which allocates: that is sound as proa has one thread, so that no lock of the allocator is held meanwhile.
+    unsafe {
+        command.pre_exec(|| Ok(crate::fd::close_on_exec_from(3)?));
+    }
+}
+
 /// Gives SIGPIPE its default action back, which Rust's runtime takes at the start of every program.
+///
+/// From then on a write(2) to a pipe or socket without a reader ends the process: only execve(2) is to follow, and
+/// [`ignore_sigpipe`] if that fails.
 pub fn default_sigpipe() -> Result<()> {
     // SAFETY: SIG_DFL is no handler of ours, so nothing can run at a bad moment.
     Errno::result(unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) as isize }).map(drop)
+}
+
+/// Has such writes fail with EPIPE again.
+pub fn ignore_sigpipe() -> Result<()> {
+    // SAFETY: SIG_IGN is no handler of ours, so nothing can run at a bad moment.
+    Errno::result(unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) as isize }).map(drop)
 }

@@ -25,6 +25,7 @@ tests! {
     state_carries_annotations;
     pid_file_holds_the_pid_of_init;
     start_twice_is_refused;
+    a_program_is_started_though_start_was_killed .once().only_proa();
     kill_takes_names_and_numbers;
     kill_of_a_stopped_container_is_refused;
     kill_all_reaches_every_process;
@@ -212,6 +213,35 @@ fn pid_file_holds_the_pid_of_init(ctx: &Ctx) {
         .output()
         .ok();
     assert_eq!(fs::read_to_string(&file).unwrap(), container.pid().to_string());
+}
+
+/// With lines for the log on the way, which nobody takes any more.
+fn a_program_is_started_though_start_was_killed(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    let (up, go) = (bundle.path("/up"), bundle.path("/go"));
+    for fifo in [&up, &go] {
+        nix::unistd::mkfifo(fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    }
+    let hook = json!({"path": "/bin/sh", "args": ["sh", "-c", "echo > /up; read line < /go"]});
+    bundle
+        .writable()
+        .set("/hooks/startContainer", json!([hook]))
+        .sh("echo started; exec sleep 1000");
+    let container = ctx.container(&bundle);
+    let dir = bundle.dir.to_str().unwrap();
+    let create = ["--debug", "create", "--bundle", dir, &container.id];
+    let said = ctx.dir.join("said");
+    ctx.call(&create).stdout_to(&said).output().ok();
+    let mut start = ctx.call(&["start", &container.id]).spawn();
+    fs::read(&up).unwrap();
+    start.child.kill().unwrap();
+    start.child.wait().unwrap();
+    fs::write(&go, "\n").unwrap();
+    eventually("the program", || {
+        let text = fs::read_to_string(&said).unwrap_or_default();
+        text.contains("started").then_some(())
+    });
+    assert_eq!(container.status(), "running");
 }
 
 fn start_twice_is_refused(ctx: &Ctx) {

@@ -8,11 +8,10 @@ use crate::launch::spawn;
 use crate::namespace::{self, Kind, enter};
 use crate::process;
 use nix::errno::Errno;
-use proa_sys::clone::Side;
+use proa_sys::clone::{self, Alone, Clone, Side, alone, clone_alone};
 use std::os::fd::AsFd;
 
-/// Returns in the container's init; the process in the middle itself ends here. An `exec`'s has joined its namespaces
-/// already, so that its child is born with the container's root: others in the container may look at it at once.
+/// Returns in the container's init; the process in the middle itself ends here.
 pub fn run(middle: &Middle, handover: &mut Handover, report: &mut Report) -> Result<(), Error> {
     if let Some(fd) = middle.join_user {
         join_foreign(handover)?;
@@ -39,7 +38,8 @@ pub fn run(middle: &Middle, handover: &mut Handover, report: &mut Report) -> Res
     if let Some(fd) = middle.join_pid {
         enter::join(Kind::Pid, inherit(fd)?.as_fd())?;
     }
-    make_init(middle, handover, report)
+    let alone = alone().map_err(|source| refused(middle, source))?;
+    make_init(middle, &alone, report)
 }
 
 /// A namespace that the user namespace to be joined does not own can only be joined before, with the caller's rights; what
@@ -65,40 +65,38 @@ fn join_foreign(handover: &mut Handover) -> Result<(), Error> {
     Ok(())
 }
 
-fn make_init(middle: &Middle, handover: &Handover, report: &mut Report) -> Result<(), Error> {
-    let into = middle.into_cgroup.map(inherit).transpose()?;
-    let fallback = middle.into_fallback.map(inherit).transpose()?;
-    let files = handover
-        .enter_cgroup
-        .iter()
-        .map(|fd| inherit(*fd))
-        .collect::<Result<Vec<_>, _>>()?;
+/// Clones the process that becomes the container's, and returns in that one.
+pub fn make_init(middle: &Middle, alone: &Alone, report: &mut Report) -> Result<(), Error> {
     let flags = middle
         .new
         .iter()
         .fold(libc::CLONE_PARENT as u64, |flags, kind| flags | kind.flag());
     // Or the child would have the same lines to tell.
     report.flush()?;
-    let side = spawn::clone_into(flags, into.as_ref(), middle.optional).map_err(|source| spawn::Error::Clone {
-        namespaces: middle.new.clone(),
-        source,
-    })?;
-    let in_cgroup = match side {
-        Side::Parent(child) => {
-            report.child(child.pid)?;
-            proa_sys::exec::exit_now(0)
-        }
-        Side::Child { in_cgroup } => in_cgroup,
+    let what = Clone {
+        flags,
+        into_cgroup: None,
     };
-    let fallback = fallback.iter().filter(|_| !in_cgroup);
-    spawn::enter_cgroup(files.iter().chain(fallback), middle.optional)?;
+    let side = clone_alone(&what, alone).map_err(|source| refused(middle, source))?;
+    if let Side::Parent(child) = side {
+        report.child(child.pid)?;
+        proa_sys::exec::exit_now(0)
+    }
     if middle.wait {
         report.wait_go()?;
     }
     if middle.in_user_namespace {
-        // Not before: with the caller's own uid it may write to the cgroup and to its own files in /proc, which the new
-        // namespace's root, somebody else on the host, may not.
+        // Not before: with the caller's own uid it may write to its own files in /proc, which the new namespace's root,
+        // somebody else on the host, may not.
         enter::become_root()?;
     }
     Ok(())
+}
+
+/// Why there is no process from the one in the middle.
+pub fn refused(middle: &Middle, source: clone::Error) -> spawn::Error {
+    spawn::Error::Clone {
+        namespaces: middle.new.clone(),
+        source,
+    }
 }

@@ -2,21 +2,20 @@
 //!
 //! It is a straight line. Where a step could not be anywhere else, the reason stands beside it.
 
+mod joining;
 mod middle;
 mod report;
 mod terminal;
 
 use super::channel::{self, Channel};
-use super::handover::{self, Handover, JoinProcess};
+use super::handover::{self, Handover};
 use super::{hooks, spawn};
 use crate::logging;
 use crate::namespace::{self, Kind, enter};
 use crate::process::{self, Filter};
 use crate::rootfs::{self, Interfaces};
-use crate::state;
 use nix::errno::Errno;
 use proa_executor::{Handler, Hull};
-use proa_sys::errno::Raw;
 use report::Report;
 use std::convert::Infallible;
 use std::ffi::OsString;
@@ -117,30 +116,14 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
         program,
         listener: None,
     });
-    let mut running_cgroup = None;
-    if let Some(join) = &handover.join_process {
-        running_cgroup = join_running(join, &handover, handler, report)?;
-    }
-    if let Some(middle) = handover.middle.take() {
-        middle::run(&middle, &mut handover, report)?;
-    }
-
-    tracing::debug!("child process in init()");
-    // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.
-    nix::unistd::setsid().map_err(failed("setsid()"))?;
-    let interfaces = enter_sandbox(&handover, running_cgroup, handler, report)?;
-    enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
+    let joins = handover.join_process.take();
+    let sealed = match &joins {
+        Some(join) => joining::enter(join, &mut handover, filter.as_ref(), handler, report)?,
+        None => make(&mut handover, filter.as_ref(), handler, report)?,
+    };
+    // What an `exec` could not have installed yet.
+    let filter = filter.filter(|_| !sealed);
     let native = !handler.in_process();
-    process::labels(&handover.process, native)?;
-    // After the labels, which are written to procfs.
-    interfaces.protect()?;
-    if handover.start_socket.is_some() {
-        // It may wait for `start` for long; whoever asks it to end meanwhile is not to be ignored, as with runc.
-        proa_sys::signal::end_on_termination().map_err(failed("signal(SIGTERM)"))?;
-    }
-    report.ready()?;
-    let listener = process::confine(&mut handover.process, filter.as_ref(), native)?;
-    report.listener(listener)?;
     handler.check(&handover.process.guest)?;
 
     // An agent gets its listener while the container is created, as with runc; every other filter comes last.
@@ -155,21 +138,62 @@ fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<In
             proa_sys::memory::wait_released(socket);
         }
     })?;
-    default_signals()?;
-    for fd in 3..3 + handover.preserve as RawFd {
-        proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))?;
+    unblock_signals()?;
+    // Before the filter, where that can be: preserved descriptors are for the program, and not for a hook.
+    let hooked = !handover.start_container.is_empty();
+    if !hooked {
+        preserve_descriptors(&handover)?;
     }
     if !notifies {
         seal(&handover, filter.as_ref(), native, report)?;
     }
-    // They are the container's, and no less confined than its program.
-    run_hooks("startContainer", &handover.start_container, &handover, "created")?;
-    match handover.join_process {
+    if hooked {
+        // They are the container's, and no less confined than its program.
+        run_hooks("startContainer", &handover.start_container, &handover, "created")?;
+        preserve_descriptors(&handover)?;
+    }
+    match joins {
         Some(_) => tracing::debug!("setns_init: about to exec"),
         None => tracing::debug!("init: closing the pipe to signal completion"),
     }
-    report.flush()?;
+    report.flush_last()?;
     Err(handler.run(&handover.process.guest, &mut || report.started()).into())
+}
+
+/// The container's first process, up to its confinement. False, as it is not sealed yet.
+fn make(
+    handover: &mut Handover,
+    filter: Option<&Filter>,
+    handler: &mut dyn Handler,
+    report: &mut Report,
+) -> Result<bool, Error> {
+    if let Some(middle) = handover.middle.take() {
+        middle::run(&middle, handover, report)?;
+    }
+    tracing::debug!("child process in init()");
+    // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.
+    nix::unistd::setsid().map_err(failed("setsid()"))?;
+    let interfaces = enter_sandbox(handover, handler, report)?;
+    enter::set_names(handover.hostname.as_deref(), handover.domainname.as_deref())?;
+    let native = !handler.in_process();
+    process::labels(&handover.process, native, None)?;
+    // After the labels, which are written to procfs.
+    interfaces.protect()?;
+    if handover.start_socket.is_some() {
+        // It may wait for `start` for long; whoever asks it to end meanwhile is not to be ignored, as with runc.
+        proa_sys::signal::end_on_termination().map_err(failed("signal(SIGTERM)"))?;
+    }
+    report.ready()?;
+    let listener = process::confine(&mut handover.process, filter, native)?;
+    report.listener(listener)?;
+    Ok(false)
+}
+
+/// From now on whatever is executed inherits the descriptors of `--preserve-fds`.
+fn preserve_descriptors(handover: &Handover) -> Result<(), Error> {
+    (3..3 + handover.preserve as RawFd).try_for_each(|fd| {
+        proa_sys::fd::set_close_on_exec(fd, false).map_err(failed(format!("preserved descriptor {fd}")))
+    })
 }
 
 fn seal(handover: &Handover, filter: Option<&Filter>, native: bool, report: &Report) -> Result<(), Error> {
@@ -177,14 +201,9 @@ fn seal(handover: &Handover, filter: Option<&Filter>, native: bool, report: &Rep
     report.listener(listener)
 }
 
-/// The namespaces and the file system: after this, the process's root is the container's. `running_cgroup` is the cgroup
-/// namespace of a running container. Returns what is yet to be made read-only.
-fn enter_sandbox(
-    handover: &Handover,
-    running_cgroup: Option<OwnedFd>,
-    handler: &mut dyn Handler,
-    report: &Report,
-) -> Result<Interfaces, Error> {
+/// The namespaces and the file system: after this, the process's root is the container's. Returns what is yet to be made
+/// read-only.
+fn enter_sandbox(handover: &Handover, handler: &mut dyn Handler, report: &Report) -> Result<Interfaces, Error> {
     for join in handover
         .join
         .iter()
@@ -202,16 +221,7 @@ fn enter_sandbox(
     }
     let console = handover.console.map(inherit).transpose()?;
     let Some(plan) = &handover.rootfs else {
-        if let Some(namespace) = running_cgroup {
-            enter::join(Kind::Cgroup, namespace.as_fd())?;
-        }
-        if let Some(socket) = console {
-            terminal::attach(rootfs::console_of_running()?, &socket, handover.process.console_size)?;
-        }
-        return match handler.in_process() {
-            true => Ok(rootfs::interfaces_of_running()?),
-            false => Ok(Interfaces::default()),
-        };
+        return Err(handover::Error::NoRoot.into());
     };
     let mounted = rootfs::mount_all(plan, &|mount, tree| report.map_ids(mount, tree).is_ok())?;
     if handover.parent_hooks {
@@ -221,6 +231,7 @@ fn enter_sandbox(
     run_hooks("createContainer", &handover.create_container, handover, "creating")?;
     if let Some(socket) = console {
         terminal::attach(mounted.console()?, &socket, handover.process.console_size)?;
+        terminal::control()?;
     }
     // While the host's procfs is in sight, which lists the mounts.
     let interfaces = match handler.in_process() {
@@ -243,36 +254,6 @@ fn prepare(
     handover.image.iter().try_for_each(|fd| inherit(*fd).map(drop))
 }
 
-/// `exec`: what is needed of the host (the module, the engine, the container's namespaces in procfs) is opened while it is
-/// in sight, and then the host is left. Returns the container's cgroup namespace.
-fn join_running(
-    join: &JoinProcess,
-    handover: &Handover,
-    handler: &mut dyn Handler,
-    report: &Report,
-) -> Result<Option<OwnedFd>, Error> {
-    let root = format!("/proc/{}/root", join.pid);
-    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-    let root = rustix::fs::open(&root, flags, rustix::fs::Mode::empty())
-        .map_err(|errno| failed(format!("open {root}"))(errno.raw()))?;
-    prepare(handover, handler, root.as_fd(), report)?;
-    let cgroup = match join.cgroup {
-        true => Some(enter::open_of(join.pid, Kind::Cgroup)?),
-        false => None,
-    };
-    // Last: that it succeeds tells that the process lived until now, so that what was opened by its pid is its own.
-    let lives = || state::process::looks_alive(join.pid, join.start_time).unwrap_or(false);
-    match join.pidfd {
-        Some(fd) => enter::join_process(inherit(fd)?.as_fd(), join.pid, &join.kinds, lives)?,
-        None => enter::join_process_each(join.pid, &join.kinds, lives)?,
-    }
-    if !join.kinds.contains(&Kind::Mount) {
-        // setns(2) would have changed the root; without a mount namespace only init's own root leads there.
-        enter::change_root(root.as_fd())?;
-    }
-    Ok(cgroup)
-}
-
 fn run_hooks(
     kind: &'static str,
     hooks: &[oci_spec::runtime::Hook],
@@ -290,9 +271,9 @@ fn run_hooks(
     Ok(hooks::run_all(kind, hooks, &state, environment)?)
 }
 
-/// Rust's runtime ignores SIGPIPE, and the parent may have blocked signals to forward them: the program inherits neither.
-fn default_signals() -> Result<(), Error> {
+/// The parent may have blocked signals to forward them, which the program does not inherit. (That SIGPIPE is ignored it does
+/// not inherit either, but that has to hold as long as there is something to report.)
+fn unblock_signals() -> Result<(), Error> {
     use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-    proa_sys::exec::default_sigpipe().map_err(failed("sigaction(SIGPIPE, SIG_DFL)"))?;
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(failed("sigprocmask(SIG_SETMASK, [])"))
 }

@@ -36,6 +36,17 @@ impl Report {
         Ok(())
     }
 
+    /// As [`Report::flush`], just before the program. A parent that was killed meanwhile has told this process to start it,
+    /// and whether there are lines for the log decides nothing.
+    pub fn flush_last(&self) -> Result<(), Error> {
+        match self.flush() {
+            Err(Error::Channel(channel::Error::Call {
+                errno: Errno::EPIPE, ..
+            })) => Ok(()),
+            flushed => flushed,
+        }
+    }
+
     pub fn wait_go(&self) -> Result<(), Error> {
         if self.channel()?.wait_go()? {
             Ok(())

@@ -7,8 +7,7 @@ use proa_sys::errno::Raw;
 use rustix::termios::Winsize;
 use std::os::fd::OwnedFd;
 
-/// Makes the slave stdin, stdout and stderr and the session's controlling terminal (this process leads its session
-/// already), and sends the master over `socket`.
+/// Makes the slave stdin, stdout and stderr, and sends the master over `socket`.
 pub fn attach(console: Console, socket: &OwnedFd, size: Option<(u16, u16)>) -> Result<(), Error> {
     if let Some((rows, columns)) = size {
         let size = Winsize {
@@ -24,6 +23,10 @@ pub fn attach(console: Console, socket: &OwnedFd, size: Option<(u16, u16)>) -> R
     nix::unistd::dup2_stdin(&console.slave)
         .and_then(|()| nix::unistd::dup2_stdout(&console.slave))
         .and_then(|()| nix::unistd::dup2_stderr(&console.slave))
-        .map_err(failed("dup2 of the terminal to stdio"))?;
-    rustix::process::ioctl_tiocsctty(&console.slave).map_err(|errno| failed("ioctl(TIOCSCTTY)")(errno.raw()))
+        .map_err(failed("dup2 of the terminal to stdio"))
+}
+
+/// Makes the terminal that stdin is the controlling one of the session that this process leads.
+pub fn control() -> Result<(), Error> {
+    rustix::process::ioctl_tiocsctty(std::io::stdin()).map_err(|errno| failed("ioctl(TIOCSCTTY)")(errno.raw()))
 }

@@ -8,12 +8,13 @@ mod cgroup;
 mod devices;
 mod executable;
 mod filesystem;
+mod joining;
 mod process;
 mod procfs;
 mod state;
+mod volumes;
 mod wasm_bounds;
 mod wasm_engine;
-mod volumes;
 mod wasm_guest;
 mod wasm_host;
 mod wasm_policy;
@@ -33,6 +34,7 @@ pub fn tests() -> Vec<Test> {
         devices::tests(),
         process::tests(),
         cgroup::tests(),
+        joining::tests(),
         state::tests(),
         wasm_bounds::tests(),
         wasm_engine::tests(),

@@ -3,7 +3,7 @@
 pub mod exhausted;
 pub mod killed;
 pub mod refused;
-mod steps;
+pub mod steps;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
