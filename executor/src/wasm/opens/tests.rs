@@ -121,10 +121,7 @@ fn files_of_storage_are_as_ever() {
         assert_eq!(fs::read(&file).unwrap(), b"");
         // What has no length is opened with O_TRUNC as well.
         drop(opened("/dev/null", libc::O_WRONLY | O_TRUNC).unwrap());
-        assert_eq!(
-            opened(&dir.0.to_str().unwrap(), libc::O_RDWR).unwrap_err(),
-            Errno::ISDIR
-        );
+        assert_eq!(opened(dir.0.to_str().unwrap(), libc::O_RDWR).unwrap_err(), Errno::ISDIR);
         assert_eq!(opened(dir.path("file/x"), libc::O_RDONLY).unwrap_err(), Errno::NOTDIR);
         symlink(&file, dir.path("link")).unwrap();
         let link = opened(dir.path("link"), libc::O_RDONLY | libc::O_NOFOLLOW);
