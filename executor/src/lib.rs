@@ -17,7 +17,7 @@ pub mod text;
 pub mod wasm;
 
 use serde::{Deserialize, Serialize};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 
 /// Which of the two executables becomes the container's init.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,9 +46,9 @@ pub struct Guest {
     pub policy: Option<Box<policy::Policy>>,
     /// The number of an inherited descriptor of the file for its [`status::Page`], if somebody may want to read it.
     pub status: Option<std::os::fd::RawFd>,
-    /// The number of an inherited descriptor: the directory of compiled code, if it may be used.
+    /// Whether the parent may be asked for compiled code.
     #[serde(default)]
-    pub code: Option<RawFd>,
+    pub code: bool,
     /// It is no guest at all but a compiler, which is confined like one.
     #[serde(default)]
     pub compile: Option<aot::Task>,

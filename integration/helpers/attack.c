@@ -440,6 +440,62 @@ static int unnest(const char *dir)
 	return 0;
 }
 
+/* What descriptor FD of PID gives: a way to MARKER, or, but for the standard streams, a file that can be written to. */
+static void try_descriptor(int pid, const char *fd, const char *marker)
+{
+	char path[300], target[4096];
+	struct stat what;
+
+	snprintf(path, sizeof path, "/proc/%d/fd/%s", pid, fd);
+	strcpy(target, target_of(path));
+	if (stat(path, &what) || !strncmp(target, "/memfd:", 7))
+		return;
+	if (S_ISDIR(what.st_mode)) {
+		int dir = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+		if (climbs(dir, marker))
+			printf("REACHED the host by %s, which is %s\n", path, target), fflush(stdout);
+		close(dir);
+	} else if (S_ISREG(what.st_mode) && atoi(fd) > 2) {
+		int file = open(path, O_WRONLY | O_CLOEXEC);
+		if (file >= 0)
+			printf("REACHED %s for writing by %s\n", target, path), fflush(stdout);
+		close(file);
+	}
+}
+
+/*
+ * "seek SECONDS MARKER": stops each process that is none of the container's programs, and tries all that it has open. It is
+ * let go on a little at a time, so that it is seen at many steps.
+ */
+static int seek(const char *seconds, const char *marker)
+{
+	char path[64];
+
+	start(seconds, "watching");
+	for (int said = 0; time_left();) {
+		int seen = 0;
+		for (int pid = 1; pid < 600; pid++) {
+			snprintf(path, sizeof path, "/proc/%d/exe", pid);
+			if (pid == getpid() || is_own(target_of(path)) || ptrace(PTRACE_SEIZE, pid, 0, 0))
+				continue;
+			ptrace(PTRACE_INTERRUPT, pid, 0, 0);
+			waitpid(pid, 0, __WALL);
+			snprintf(path, sizeof path, "/proc/%d/fd", pid);
+			DIR *all = opendir(path);
+			for (struct dirent *one; all && (one = readdir(all));)
+				if (*one->d_name != '.')
+					try_descriptor(pid, one->d_name, marker);
+			if (all)
+				closedir(all);
+			ptrace(PTRACE_DETACH, pid, 0, 0);
+			seen = 1;
+		}
+		if (seen && said++ < 1000)
+			printf("looked\n"), fflush(stdout);
+	}
+	return end();
+}
+
 /* "connect PATH": to a socket of the host, as anybody. */
 static int connect_to(const char *path)
 {
@@ -477,6 +533,8 @@ int main(int argc, char **argv)
 		return nest(argv[2], atoi(argv[3]));
 	if (!strcmp(what, "unnest") && argc > 2)
 		return unnest(argv[2]);
+	if (!strcmp(what, "seek") && argc > 3)
+		return seek(argv[2], argv[3]);
 	if (!strcmp(what, "connect") && argc > 2)
 		return connect_to(argv[2]);
 	fprintf(stderr, "attack: what is \"%s\"?\n", what);

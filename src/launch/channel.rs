@@ -15,7 +15,7 @@
 //!     | <-- Mounted ------------------------- |   only if there are prestart or createRuntime hooks
 //!     | --- Go -----------------------------> |   ... which have run
 //!     | <-- Code(number, key, target) ------- |   only a hull that found a module: may it use compiled code?
-//!     | --- Go or Without ------------------> |   ... of which there is some by now, or none
+//!     | --- Code, Go or Without ------------> |   ... which is in the directory that comes along, may be made, or is not there
 //!     | <-- Ready --------------------------- |   next come the user and the capabilities
 //!     | --- Go -----------------------------> |   resource limits and the like are set, which takes the host's rights
 //!     | <-- Listener(number) ---------------- |   only if the seccomp filter notifies
@@ -31,7 +31,8 @@
 //! container that shares a pid namespace. What it says then decides about itself only, and is bounded. An `exec` therefore
 //! says Ready before Child: what takes the host's rights is done to the process in the middle, which nobody sees.
 //!
-//! Only write(2) and read(2) are used once the process is confined, so that a seccomp profile need not allow, and an agent
+//! The answer to Code alone carries a descriptor (SCM_RIGHTS). Only write(2) and read(2) are used once the process is
+//! confined, so that a seccomp profile need not allow, and an agent
 //! need not answer, more than with runc.
 //!
 //! Wherever a report is due, `Failed(text)` may come instead, after which init ends; instead of the end of file,
@@ -40,10 +41,16 @@
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use proa_executor::Hull;
-use proa_executor::aot::{Key, Target};
+use proa_executor::aot::{Answer, Key, Target};
 use proa_sys::errno::Raw;
 use rustix::buffer::spare_capacity;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
 use std::cell::Cell;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The longest text a message carries; a longer one is cut.
@@ -53,6 +60,11 @@ const TEXT_MAX: usize = 16 * 1024;
 const MOST_LINES: u32 = 10_000;
 /// The longest description of what code is for.
 const TARGET_MAX: usize = 4096;
+
+/// The tags of what answers a `Code`.
+const GO: u8 = b'G';
+const WITHOUT: u8 = b'N';
+const FOUND: u8 = b'D';
 
 /// A message, either way.
 #[derive(Debug)]
@@ -154,8 +166,8 @@ impl Channel {
             Message::Log(text) => (b'W', text),
             Message::Failed(text) => (b'F', text),
             Message::Unexecutable(text) => (b'X', text),
-            Message::Go => (b'G', ""),
-            Message::Without => (b'N', ""),
+            Message::Go => (GO, ""),
+            Message::Without => (WITHOUT, ""),
             Message::Start => (b'S', ""),
             Message::Starting => (b'A', ""),
         };
@@ -212,20 +224,53 @@ impl Channel {
             }
             b'F' => Message::Failed(text),
             b'X' => Message::Unexecutable(text),
-            b'G' => Message::Go,
-            b'N' => Message::Without,
+            GO => Message::Go,
+            WITHOUT => Message::Without,
             b'S' => Message::Start,
             b'A' => Message::Starting,
             _ => return Err(Error::Unexpected(format!("{} {text}", char::from(tag)))),
         }))
     }
 
-    /// Waits for `Go` or `Without`: whether it was the former.
-    pub fn wait_answer(&self) -> Result<bool, Error> {
-        match self.receive()? {
-            Some(Message::Go) => Ok(true),
-            Some(Message::Without) | None => Ok(false),
-            Some(other) => Err(Error::Unexpected(format!("{other:?}"))),
+    /// Answers a `Code`.
+    pub fn answer(&self, answer: &Answer) -> Result<(), Error> {
+        let directory = match answer {
+            Answer::None => return self.send(&Message::Without),
+            Answer::Make => return self.send(&Message::Go),
+            Answer::In(directory) => [directory.as_fd()],
+        };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut attached = SendAncillaryBuffer::new(&mut space);
+        // There is room for it: it was made for this.
+        attached.push(SendAncillaryMessage::ScmRights(&directory));
+        let text = [IoSlice::new(&[FOUND])];
+        sendmsg(&self.fd, &text, &mut attached, SendFlags::NOSIGNAL)
+            .map(drop)
+            .map_err(failed("sendmsg"))
+    }
+
+    /// Waits for what [`Self::answer`] sends; [`Answer::None`] if the other side is gone.
+    pub fn wait_answer(&self) -> Result<Answer, Error> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut attached = RecvAncillaryBuffer::new(&mut space);
+        let mut tag = [0];
+        let received = loop {
+            let mut text = [IoSliceMut::new(&mut tag)];
+            match recvmsg(&self.fd, &mut text, &mut attached, RecvFlags::CMSG_CLOEXEC) {
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::CONNRESET) => return Ok(Answer::None),
+                other => break other.map_err(failed("recvmsg"))?.bytes,
+            }
+        };
+        let directory = attached.drain().find_map(|one| match one {
+            RecvAncillaryMessage::ScmRights(mut rights) => rights.next(),
+            _ => None,
+        });
+        match (&tag[..received], directory) {
+            ([], _) | ([WITHOUT], None) => Ok(Answer::None),
+            ([GO], None) => Ok(Answer::Make),
+            ([FOUND], Some(directory)) => Ok(Answer::In(directory)),
+            (other, _) => Err(Error::Unexpected(String::from_utf8_lossy(other).into_owned())),
         }
     }
 
@@ -257,6 +302,13 @@ impl AsFd for Channel {
 impl AsRawFd for Channel {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+fn failed(call: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
+    move |errno| Error::Call {
+        call,
+        errno: errno.raw(),
     }
 }
 
@@ -314,6 +366,27 @@ mod tests {
         }
         a.send(&Message::Log(String::new())).unwrap();
         assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
+    }
+
+    #[test]
+    fn a_directory_comes_along_with_the_answer() {
+        let (a, b) = Channel::pair().unwrap();
+        a.answer(&Answer::None).unwrap();
+        a.answer(&Answer::Make).unwrap();
+        let directory = std::fs::File::open(env!("CARGO_MANIFEST_DIR")).unwrap();
+        a.answer(&Answer::In(directory.into())).unwrap();
+        a.send(&Message::Start).unwrap();
+        drop(a);
+        assert!(matches!(b.wait_answer(), Ok(Answer::None)));
+        assert!(matches!(b.wait_answer(), Ok(Answer::Make)));
+        let Ok(Answer::In(directory)) = b.wait_answer() else {
+            panic!("no directory")
+        };
+        assert!(rustix::fs::statat(&directory, "Cargo.toml", rustix::fs::AtFlags::empty()).is_ok());
+        let flags = rustix::io::fcntl_getfd(&directory).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC));
+        assert!(matches!(b.wait_answer(), Err(Error::Unexpected(_))));
+        assert!(matches!(b.wait_answer(), Ok(Answer::None)));
     }
 
     #[test]

@@ -1,24 +1,24 @@
 //! The parent's side of compiled code: it owns the cache ([`proa_executor::aot`]), answers what init asks of it, and has
 //! compiled what is missing, as the container's policy says.
 
-use super::Error;
 use super::compile::{self, Job, Limits};
+use super::{Error, sealed};
 use crate::cgroup::Driver;
 use crate::host;
 use crate::state::Store;
 use crate::wasm::Settings;
 use proa_executor::Guest;
-use proa_executor::aot::{Cache, Found, Key, Level, Options, Target};
+use proa_executor::aot::{Answer, Cache, Found, Key, Level, Options, Target};
 use proa_executor::policy::Aot;
 use std::fmt::Debug;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 /// Answers init's question for compiled code.
 pub trait Desk: Debug {
-    /// Whether there is code of `key` by the time that this returns; `module` opens the module.
-    fn find(&self, key: &Key, target: &Target, module: &dyn Fn() -> Result<OwnedFd, Error>) -> Result<bool, Error>;
+    /// What is known of the code of `key` by the time that this returns; `module` opens the module.
+    fn find(&self, key: &Key, target: &Target, module: &dyn Fn() -> Result<OwnedFd, Error>) -> Result<Answer, Error>;
 }
 
 /// Where compilers are made: what the command line says beside the settings.
@@ -77,7 +77,7 @@ impl CacheDesk {
             site,
             cache,
         };
-        guest.code = Some(desk.as_raw_fd());
+        guest.code = true;
         Some(desk)
     }
 
@@ -109,15 +109,9 @@ impl CacheDesk {
     }
 }
 
-impl AsRawFd for CacheDesk {
-    /// The directory, for the hull.
-    fn as_raw_fd(&self) -> RawFd {
-        self.cache.as_raw_fd()
-    }
-}
-
-impl Desk for CacheDesk {
-    fn find(&self, key: &Key, _: &Target, module: &dyn Fn() -> Result<OwnedFd, Error>) -> Result<bool, Error> {
+impl CacheDesk {
+    /// Whether there is code of `key`, which is compiled if the policy says so.
+    fn look(&self, key: &Key, module: &dyn Fn() -> Result<OwnedFd, Error>) -> Result<bool, Error> {
         match self.cache.find(key) {
             Found::Code(_) => return Ok(true),
             Found::Nothing => {}
@@ -143,5 +137,31 @@ impl Desk for CacheDesk {
                 Ok(false)
             }
         }
+    }
+
+    /// The cache's directory as a container may see it: init keeps it open until the guest is loaded, and a root with
+    /// CAP_SYS_PTRACE in its pid namespace goes wherever a descriptor leads.
+    fn shown(&self) -> Option<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.cache.as_fd().as_raw_fd());
+        match sealed::directory(Path::new(&path)) {
+            Ok(directory) => Some(directory),
+            // Not privileged, no overlayfs, a kernel before Linux 5.2.
+            Err(errno) => {
+                tracing::warn!(
+                    "the cache of compiled code can't be shown to the container alone: overlay over {}: {errno}; the module is \
+                     interpreted",
+                    self.cache.path().display()
+                );
+                None
+            }
+        }
+    }
+}
+
+impl Desk for CacheDesk {
+    fn find(&self, key: &Key, _: &Target, module: &dyn Fn() -> Result<OwnedFd, Error>) -> Result<Answer, Error> {
+        let found = self.look(key, module)?;
+        let shown = if found { self.shown() } else { None };
+        Ok(shown.map_or(Answer::None, Answer::In))
     }
 }

@@ -152,7 +152,7 @@ pub fn create(store: &Store, options: &CreateOptions, start: StartBy, detach: bo
         start,
         detach,
         preserve,
-        inherit: cache.iter().map(AsRawFd::as_raw_fd).collect(),
+        inherit: Vec::new(),
         code: cache.as_ref().map(|cache| cache as &dyn Desk),
     };
     make(store, options, order)

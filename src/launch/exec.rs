@@ -135,7 +135,6 @@ impl Request<'_> {
         birth
             .inherit
             .extend(number(&pidfd).into_iter().chain(console.map(AsRawFd::as_raw_fd)));
-        birth.inherit.extend(self.cache.map(AsRawFd::as_raw_fd));
         let needs_middle = kinds.contains(&Kind::Pid) || kinds.contains(&Kind::User);
         let middle = needs_middle.then(Middle::default);
         // The first process looks at a module and loads the engine: what the image makes that cost is the container's. Its

@@ -183,10 +183,8 @@ impl Attendant<'_> {
             }
             Message::Code(number, key, target) => {
                 let desk = self.code.ok_or(Error::UnexpectedCode)?;
-                match desk.find(&key, &target, &|| descriptor_of(self.pid, number))? {
-                    true => tell_go(channel)?,
-                    false => tell(channel, &Message::Without)?,
-                }
+                let answer = desk.find(&key, &target, &|| descriptor_of(self.pid, number))?;
+                tell(channel, || channel.answer(&answer))?;
             }
             other => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
         }
@@ -240,11 +238,11 @@ impl Attendant<'_> {
 
 /// Tells the process to go on. If it is gone, its last word is the reason.
 pub fn tell_go(channel: &Channel) -> Result<(), Error> {
-    tell(channel, &Message::Go)
+    tell(channel, || channel.send(&Message::Go))
 }
 
-fn tell(channel: &Channel, message: &Message) -> Result<(), Error> {
-    match channel.send(message) {
+fn tell(channel: &Channel, send: impl FnOnce() -> Result<(), super::channel::Error>) -> Result<(), Error> {
+    match send() {
         Err(super::channel::Error::Call {
             errno: Errno::EPIPE, ..
         }) => {}

@@ -74,6 +74,12 @@ impl Sealed {
     }
 }
 
+/// A directory of the host with what is in it at any time, for a process that a container may look into: what is found there
+/// can be read, and there is no way up. Fails where there can't be an overlay.
+pub fn directory(path: &Path) -> Result<OwnedFd, Errno> {
+    Overlay::over([path].into_iter())?.open(path)
+}
+
 /// A detached, read-only overlay.
 struct Overlay {
     mount: OwnedFd,

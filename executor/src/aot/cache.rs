@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Timespec
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -480,12 +480,6 @@ impl AsFd for Cache {
     /// The directory, below which an entry's file is named by its key.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
-    }
-}
-
-impl AsRawFd for Cache {
-    fn as_raw_fd(&self) -> i32 {
-        self.directory.as_raw_fd()
     }
 }
 

@@ -9,8 +9,8 @@
 //!     digest of the module + target = key  ---------> Cache::find: owner, mode, digest
 //!                                                      miss: compile, as the policy says --> module -> ELF
 //!                                                      Cache::publish <--------------------- the file's bytes
-//!     <--------------------------------- there is code / there is none
-//!   (confined) load ./KEY.so below the inherited directory, or interpret
+//!     <---------- there is code, in this directory / there is none
+//!   (confined) load ./KEY.so in the directory, or interpret
 //! ```
 
 mod cache;
@@ -23,7 +23,7 @@ pub use key::{Digest, Hashing, Key, KeyError, Target};
 
 use crate::policy::Policy;
 use serde::{Deserialize, Serialize};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// What the compiler puts into the code beside the module's own instructions: code of one cannot serve for another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,10 +97,22 @@ pub struct Task {
     pub level: Level,
 }
 
+/// What a hull is answered that asks for code.
+#[derive(Debug)]
+pub enum Answer {
+    /// There is none.
+    None,
+    /// A compiler may make it.
+    Make,
+    /// It is [`Key::file_name`] in this directory, from which nothing else is reached and nothing can be changed: the hull holds
+    /// it in a process that a container may look into.
+    In(OwnedFd),
+}
+
 /// Who has the cache, as a hull sees it.
 pub trait Source {
-    /// Asks for the code of `key`, for this `target`; `module` is the open file. Whether there is any now.
-    fn find(&mut self, key: &Key, target: &Target, module: BorrowedFd<'_>) -> bool;
+    /// Asks for the code of `key`, for this `target`; `module` is the open file.
+    fn find(&mut self, key: &Key, target: &Target, module: BorrowedFd<'_>) -> Answer;
 }
 
 /// A source that has nothing.
@@ -108,7 +120,7 @@ pub trait Source {
 pub struct Nothing;
 
 impl Source for Nothing {
-    fn find(&mut self, _: &Key, _: &Target, _: BorrowedFd<'_>) -> bool {
-        false
+    fn find(&mut self, _: &Key, _: &Target, _: BorrowedFd<'_>) -> Answer {
+        Answer::None
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! What it maps is native code that was made from an attacker's module, and the engine parses the module in it once more. So that
 //! happens as late as the rest: confined, with the container's root and user. No path of the container leads there (its
-//! `/proc` is its own), so the directory is open since before, and entered for the moment of loading.
+//! `/proc` is its own), so the parent hands over the directory, and it is entered for the moment of loading. A container that
+//! looks into this process finds there a file system of its own, read-only and without a way up.
 
 use super::binding::{Failure, Library, Machine};
 use super::entrypoint::HEAD;
@@ -11,7 +12,7 @@ use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Refusal, Survey};
 use super::relative::{forget_working_directory, with_relative_paths};
 use crate::Guest;
-use crate::aot::{Digest, Key, Options, Source, Target};
+use crate::aot::{Answer, Digest, Key, Options, Source, Target};
 use crate::from_start::FromStart;
 use crate::policy::{Aot, Policy};
 use crate::status;
@@ -20,7 +21,7 @@ use rustix::process::fchdir;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Where a module's code is.
 pub enum Code {
@@ -69,30 +70,17 @@ fn engine(phase: &'static str) -> impl FnOnce(Failure) -> LoadFailure {
 }
 
 impl Code {
-    /// Takes the cache's directory from the parent, and asks for the code of the module that is open as `file`. Without code,
-    /// the directory is closed at once: it leads to the host.
-    pub fn find(
-        directory: RawFd,
-        (library, digest, file): (&Library, &Digest, &File),
-        policy: &Policy,
-        source: &mut dyn Source,
-    ) -> Self {
-        let directory = match proa_sys::fd::inherit(directory) {
-            Ok(directory) => directory,
-            Err(errno) => {
-                tracing::debug!("the directory of compiled code: descriptor {directory}: {errno}");
-                return Self::Missing;
-            }
-        };
+    /// Asks the parent for the code of the module that is open as `file`.
+    pub fn find((library, digest, file): (&Library, &Digest, &File), policy: &Policy, source: &mut dyn Source) -> Self {
         let Some(target) = target(library, Options::of(policy)) else {
             return Self::Missing;
         };
         let key = Key::new(*digest, &target);
-        let found = source.find(&key, &target, file.as_fd());
-        tracing::debug!("compiled code {key}: {}", if found { "found" } else { "there is none" });
-        if !found {
+        let Answer::In(directory) = source.find(&key, &target, file.as_fd()) else {
+            tracing::debug!("compiled code {key}: there is none");
             return Self::Missing;
-        }
+        };
+        tracing::debug!("compiled code {key}: found");
         Self::Cached(Cached {
             directory,
             path: CString::new(format!("./{}", key.file_name())).expect("a key has no null byte"),

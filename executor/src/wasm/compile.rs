@@ -9,7 +9,7 @@ use super::limits::{self, Bounds, Prepared};
 use super::module::{self, Refusal};
 use super::{code, engine, process};
 use crate::Error;
-use crate::aot::{Hashing, Key, Source, Task};
+use crate::aot::{Answer, Hashing, Key, Source, Task};
 use crate::from_start::FromStart;
 use crate::locate::LIBRARY;
 use nix::errno::Errno;
@@ -56,7 +56,7 @@ impl Compiler {
         let read = |error| refuse(Refusal::Read(error));
         let (digest, _) = Hashing::new(FromStart::new(&module)).finish().map_err(read)?;
         let key = Key::new(digest, &target);
-        if !source.find(&key, &target, module.as_fd()) {
+        if !matches!(source.find(&key, &target, module.as_fd()), Answer::Make) {
             let nobody = std::io::Error::other("nobody wants the code");
             return Err(refuse(Refusal::Read(nobody)));
         }

@@ -95,7 +95,7 @@ impl WasmHandler {
             cause,
         };
         let policy = guest.policy.as_deref();
-        let cache = guest.code.zip(policy.filter(|policy| policy.aot != Aot::Off));
+        let cache = policy.filter(|policy| guest.code && policy.aot != Aot::Off);
         let trusted = code::trusts_image(guest);
         let mut code = Code::Own { trusted };
         let (survey, digest) = match entrypoint::inspect(&file, guest, cache.is_some()) {
@@ -120,8 +120,8 @@ impl WasmHandler {
         progress.is_over(Phase::Engine);
         // Code that the image brings along is what its author wants to have run.
         let digest = digest.filter(|_| !trusted || survey.aot.is_empty());
-        if let (Some((directory, policy)), Some(digest)) = (cache, &digest) {
-            code = Code::find(directory, (&library, digest, &file), policy, source);
+        if let (Some(policy), Some(digest)) = (cache, &digest) {
+            code = Code::find((&library, digest, &file), policy, source);
             progress.is_over(Phase::Code);
         }
         Ok(Target::Module(Box::new(Module {

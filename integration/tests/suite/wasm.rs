@@ -1,6 +1,6 @@
 //! Wasm entrypoints: recognised, run in the container's first process, confined like any other.
 
-mod aot;
+pub mod aot;
 mod compiler;
 mod guest;
 mod inspection;

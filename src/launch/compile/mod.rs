@@ -25,7 +25,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use proa_executor::Hull;
-use proa_executor::aot::{Cache, Digest, Hashing, Key, Level, Options, Target, Task};
+use proa_executor::aot::{Answer, Cache, Digest, Hashing, Key, Level, Options, Target, Task};
 use proa_executor::from_start::FromStart;
 use proa_sys::errno::Raw;
 use serde::{Deserialize, Serialize};
@@ -195,13 +195,13 @@ impl std::fmt::Debug for Gate<'_> {
 }
 
 impl Desk for Gate<'_> {
-    fn find(&self, key: &Key, target: &Target, _: &dyn Fn() -> Result<OwnedFd, Error>) -> Result<bool, Error> {
+    fn find(&self, key: &Key, target: &Target, _: &dyn Fn() -> Result<OwnedFd, Error>) -> Result<Answer, Error> {
         if *key.module() != self.digest || *key != Key::new(self.digest, target) {
             return Err(Failure::Changed.into());
         }
         (self.pass)(key)?;
         self.seen.replace(Some((*key, target.clone())));
-        Ok(true)
+        Ok(Answer::Make)
     }
 }
 

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
 use proa_executor::Hull;
-use proa_executor::aot::{Key, Source, Target};
+use proa_executor::aot::{Answer, Key, Source, Target};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The line to the process that waits for this one; `None` once nobody does.
@@ -75,8 +75,8 @@ impl Report {
         self.wait_go()
     }
 
-    /// Asks for compiled code; whether there is any now.
-    fn code(&self, module: BorrowedFd<'_>, key: &Key, target: &Target) -> Result<bool, Error> {
+    /// Asks for compiled code.
+    fn code(&self, module: BorrowedFd<'_>, key: &Key, target: &Target) -> Result<Answer, Error> {
         self.say(&Message::Code(module.as_raw_fd(), *key, target.clone()))?;
         Ok(self.channel()?.wait_answer()?)
     }
@@ -165,13 +165,13 @@ impl Report {
 pub struct Code<'a>(pub &'a Report);
 
 impl Source for Code<'_> {
-    fn find(&mut self, key: &Key, target: &Target, module: BorrowedFd<'_>) -> bool {
+    fn find(&mut self, key: &Key, target: &Target, module: BorrowedFd<'_>) -> Answer {
         match self.0.code(module, key, target) {
-            Ok(found) => found,
+            Ok(answer) => answer,
             // Without it the module runs as well; a parent that is gone is noticed at the next step.
             Err(error) => {
                 tracing::debug!("compiled code {key}: {error}");
-                false
+                Answer::None
             }
         }
     }

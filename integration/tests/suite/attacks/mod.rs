@@ -5,6 +5,7 @@
 //! tell that from any other failure: it removes one defence at a time (`integration/attacks/`) and expects those words.
 
 mod cgroup;
+mod code_cache;
 mod devices;
 mod executable;
 mod filesystem;
@@ -35,6 +36,7 @@ pub fn tests() -> Vec<Test> {
         process::tests(),
         cgroup::tests(),
         joining::tests(),
+        code_cache::tests(),
         state::tests(),
         wasm_bounds::tests(),
         wasm_engine::tests(),
