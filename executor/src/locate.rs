@@ -121,6 +121,8 @@ impl Loaders for System {
 fn interpreter(head: &[u8]) -> Option<&Path> {
     const CLASS_64: &[u8] = b"\x7fELF\x02";
     const PT_INTERP: u64 = 3;
+    /// Executables have a dozen.
+    const MOST: u64 = 64;
     let number = |at: usize, size: usize| -> Option<u64> {
         let mut bytes = [0; 8];
         bytes[..size].copy_from_slice(head.get(at..at.checked_add(size)?)?);
@@ -130,8 +132,12 @@ fn interpreter(head: &[u8]) -> Option<&Path> {
         return None;
     }
     let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
-    let at = |index: u64| usize::try_from(table.checked_add(index * size)?).ok();
-    let header = (0..count).map_while(at).find(|at| number(*at, 4) == Some(PT_INTERP))?;
+    // What is beyond the first bytes is not looked at: a header of no size would be seen as often as there are headers.
+    let mut headers = (0..count.min(MOST)).map_while(|index| {
+        let at = usize::try_from(table.checked_add(index * size)?).ok()?;
+        Some((at, number(at, 4)?))
+    });
+    let (header, _) = headers.find(|(_, kind)| *kind == PT_INTERP)?;
     let start = usize::try_from(number(header + 8, 8)?).ok()?;
     let end = start.checked_add(usize::try_from(number(header + 32, 8)?).ok()?)?;
     let name = head.get(start..end)?.strip_suffix(b"\0")?;
@@ -307,7 +313,7 @@ mod tests {
         }
         let mut head = head[..4096].to_vec();
         let mut next = crate::fuzz::numbers(3);
-        for _ in 0..20_000 {
+        for _ in 0..2_000 {
             head[32 + next() as usize % 600] = next() as u8;
             interpreter(&head);
         }
