@@ -30,9 +30,12 @@ pub fn enter(
     handler: &mut dyn Handler,
     report: &mut Report,
 ) -> Result<bool, Error> {
-    let procfs = procfs(join, &handover.process)?;
+    let procfs = procfs(&handover.process)?;
+    let in_user_namespace = join.kinds.contains(&Kind::User);
+    // Its file in procfs is in sight here only.
+    handover.process.user.groups_optional |= in_user_namespace && denies_groups(join.pid);
     namespaces(join, handover, handler, report)?;
-    if join.kinds.contains(&Kind::User) {
+    if in_user_namespace {
         enter::become_root()?;
     }
     let console = handover.console.map(inherit).transpose()?;
@@ -70,13 +73,16 @@ pub fn enter(
     Ok(matches!(rest, Rest::Nothing))
 }
 
-/// The host's procfs, if it may be needed: the container's does not show this process.
-fn procfs(join: &JoinProcess, process: &process::Plan) -> Result<Option<Procfs>, Error> {
+/// The host's procfs, if it is needed to set a label: the container's does not show this process.
+fn procfs(process: &process::Plan) -> Result<Option<Procfs>, Error> {
     let labelled = process.apparmor_profile.is_some() || process.selinux_label.is_some();
-    // A user namespace may deny setgroups(2), which a file of procfs tells.
-    let needed = labelled || join.kinds.contains(&Kind::User);
-    let opened = needed.then(Procfs::open).transpose();
+    let opened = labelled.then(Procfs::open).transpose();
     opened.map_err(|error| failed("open a procfs")(error.raw()))
+}
+
+/// Whether the user namespace of `pid` has setgroups(2) switched off (user_namespaces(7)). If that can't be told, it hasn't.
+fn denies_groups(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/setgroups")).is_ok_and(|text| text.trim() == "deny")
 }
 
 /// What is needed of the host (the module, the engine, the container's namespaces in procfs) is opened while it is in sight,
