@@ -5,7 +5,7 @@ use super::tree::mount_id;
 use oci_spec::runtime::Spec;
 use proa_sys::Errno;
 use proa_sys::errno::Raw;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, readlinkat};
+use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, ResolveFlags, fstatfs, mkdirat, openat, openat2, readlinkat};
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -239,6 +239,9 @@ impl Root {
             on_link(fd.as_fd())?;
             let target = readlinkat(&fd, "", Vec::new()).call(|| format!("readlink({:?})", at()))?;
             let target = Path::new(OsStr::from_bytes(target.to_bytes()));
+            if is_magic(fd.as_fd(), target).call(|| format!("fstatfs({:?})", at()))? {
+                return Err(Errno::ELOOP).call(|| format!("openat2(root, {path:?}, O_PATH, RESOLVE_NO_MAGICLINKS)"));
+            }
             if target.is_absolute() {
                 way.clear();
             }
@@ -253,6 +256,14 @@ impl Root {
         };
         Ok(Some(Place { fd, real, new }))
     }
+}
+
+/// Whether this link with this text is one of procfs that leads elsewhere than its text says (symlink(7), magic links): to what
+/// somebody has open, or to a namespace. Those that do not, such as `/proc/self` and `/proc/mounts`, are relative.
+fn is_magic(link: BorrowedFd<'_>, text: &Path) -> Result<bool, Errno> {
+    let relative = text.is_relative() && !text.as_os_str().as_bytes().contains(&b':');
+    let kind = || fstatfs(link).map_err(|errno| errno.raw());
+    Ok(!relative && kind()?.f_type == PROC_SUPER_MAGIC)
 }
 
 pub(super) fn make_one(parent: BorrowedFd<'_>, name: &OsStr, kind: Missing) -> Result<OwnedFd, Errno> {

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use proa_integration::ctx::{Running, eventually};
 use proa_integration::{Container, Ctx, tests, wasm};
 use serde_json::json;
 
@@ -13,16 +14,24 @@ tests! {
     what_an_exec_has_open_leads_to_nothing_of_the_host .once().only_proa().seconds(120);
 }
 
-/// A neighbour in whose pid namespace other containers are made: its root may trace whatever it sees, and looks for `seconds`.
-fn neighbour<'a>(ctx: &'a Ctx, seconds: &str) -> Container<'a> {
+/// A container in whose pid namespace another one is made: its root may trace whatever it sees.
+fn neighbour(ctx: &Ctx) -> Container<'_> {
     let bundle = ctx.bundle();
-    let marker = marker(ctx);
     arm(ctx, &bundle)
         .caps(&["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE", "CAP_DAC_READ_SEARCH"])
-        .args(&["attack", "seek", seconds, marker.to_str().unwrap()]);
-    let container = ctx.start(&bundle);
-    container.says("watching");
-    container
+        .args(&["sleep", "1000"]);
+    ctx.start(&bundle)
+}
+
+/// It looks into all that it sees for `seconds`.
+fn seeking(ctx: &Ctx, neighbour: &Container, seconds: &str) -> Running {
+    let marker = marker(ctx);
+    let seek = ["attack", "seek", seconds, marker.to_str().unwrap()];
+    let running = neighbour.exec_call(&[], &seek).spawn();
+    eventually("the attacker's first word", || {
+        running.stdout().contains("watching").then_some(())
+    });
+    running
 }
 
 /// A container of the neighbour's pid namespace whose entrypoint is a module with code in the cache. Its root is read-only.
@@ -38,23 +47,14 @@ fn room<'a>(ctx: &'a Ctx, neighbour: &Container) -> Room<'a> {
 /// The page on which a Wasm container's init tells of its guest is that container's to write; who reads it does not trust it.
 const OWN: &str = "/guest.page for writing";
 
-fn found_nothing(neighbour: &Container) {
-    let said = neighbour.stdout();
+fn found_nothing(said: &str) {
     let found = said.lines().find(|line| gained(line).is_some() && !line.contains(OWN));
     withstood!(found.is_none(), "{}", found.unwrap_or_default());
 }
 
-/// Waits until the neighbour has gone round once more.
-fn watched(neighbour: &Container) {
-    let looks = |text: &str| text.matches("looked").count();
-    let before = looks(&neighbour.stdout());
-    proa_integration::ctx::eventually("a look at every process", || {
-        (looks(&neighbour.stdout()) > before + 1).then_some(())
-    });
-}
-
+/// While a container is being made its init has the host in sight, as with runc: what counts is what it waits with.
 fn what_an_init_has_open_leads_to_nothing_of_the_host(ctx: &Ctx) {
-    let neighbour = neighbour(ctx, "30");
+    let neighbour = neighbour(ctx);
     let room = room(ctx, &neighbour);
     for module in [true, false] {
         if !module {
@@ -65,17 +65,19 @@ fn what_an_init_has_open_leads_to_nothing_of_the_host(ctx: &Ctx) {
         let made = made.output();
         made.ok();
         assert_eq!(made.log.contains("found"), module, "{made:?}");
-        watched(&neighbour);
-        found_nothing(&neighbour);
+        let out = seeking(ctx, &neighbour, "2").wait();
+        assert!(out.ok().stdout.contains("looked"), "{out:?}");
+        found_nothing(&out.stdout);
+        let attacker = seeking(ctx, &neighbour, "2");
         container.start();
         container.stopped();
+        found_nothing(&attacker.wait().stdout);
         container.delete();
     }
-    found_nothing(&neighbour);
 }
 
 fn what_an_exec_has_open_leads_to_nothing_of_the_host(ctx: &Ctx) {
-    let neighbour = neighbour(ctx, "60");
+    let neighbour = neighbour(ctx);
     let room = room(ctx, &neighbour);
     let bundle = &room.bundle;
     let wait = wasm::compile(&ctx.dir, "wait", "int main(void) { for (;;) ; }", &["-O0"]);
@@ -85,12 +87,13 @@ fn what_an_exec_has_open_leads_to_nothing_of_the_host(ctx: &Ctx) {
     let made = room.call(&["create", "--bundle", bundle.dir.to_str().unwrap(), &container.id]);
     made.output().ok();
     container.start();
-    for _ in 0..10 {
+    for _ in 0..5 {
+        let attacker = seeking(ctx, &neighbour, "3");
         let out = room.call(&["exec", &container.id, "/module.wasm", "1000"]).output();
         worked(&out);
         assert!(out.log.contains("compiled code is loaded"), "{out:?}");
         room.call(&["exec", &container.id, "true"]).output().ok();
-        found_nothing(&neighbour);
+        found_nothing(&attacker.wait().stdout);
     }
     container.verb(&["delete", "--force"]).ok();
     container.forget();
