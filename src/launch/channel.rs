@@ -65,6 +65,7 @@ const TARGET_MAX: usize = 4096;
 const GO: u8 = b'G';
 const WITHOUT: u8 = b'N';
 const FOUND: u8 = b'D';
+const ON_HOST: u8 = b'H';
 
 /// A message, either way.
 #[derive(Debug)]
@@ -234,16 +235,18 @@ impl Channel {
 
     /// Answers a `Code`.
     pub fn answer(&self, answer: &Answer) -> Result<(), Error> {
-        let directory = match answer {
+        let (tag, directory) = match answer {
             Answer::None => return self.send(&Message::Without),
             Answer::Make => return self.send(&Message::Go),
-            Answer::In(directory) => [directory.as_fd()],
+            Answer::In(directory) => (FOUND, [directory.as_fd()]),
+            Answer::OnHost(directory) => (ON_HOST, [directory.as_fd()]),
         };
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut attached = SendAncillaryBuffer::new(&mut space);
         // There is room for it: it was made for this.
         attached.push(SendAncillaryMessage::ScmRights(&directory));
-        let text = [IoSlice::new(&[FOUND])];
+        let tag = [tag];
+        let text = [IoSlice::new(&tag)];
         sendmsg(&self.fd, &text, &mut attached, SendFlags::NOSIGNAL)
             .map(drop)
             .map_err(failed("sendmsg"))
@@ -270,6 +273,7 @@ impl Channel {
             ([], _) | ([WITHOUT], None) => Ok(Answer::None),
             ([GO], None) => Ok(Answer::Make),
             ([FOUND], Some(directory)) => Ok(Answer::In(directory)),
+            ([ON_HOST], Some(directory)) => Ok(Answer::OnHost(directory)),
             (other, _) => Err(Error::Unexpected(String::from_utf8_lossy(other).into_owned())),
         }
     }

@@ -7,13 +7,14 @@ use crate::cgroup::Driver;
 use crate::host;
 use crate::state::Store;
 use crate::wasm::Settings;
+use nix::errno::Errno;
 use proa_executor::Guest;
 use proa_executor::aot::{Answer, Cache, Found, Key, Level, Options, Target};
 use proa_executor::policy::Aot;
 use std::fmt::Debug;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 /// Answers init's question for compiled code.
 pub trait Desk: Debug {
@@ -141,18 +142,21 @@ impl CacheDesk {
 
     /// The cache's directory as a container may see it: init keeps it open until the guest is loaded, and a root with
     /// CAP_SYS_PTRACE in its pid namespace goes wherever a descriptor leads.
-    fn shown(&self) -> Option<OwnedFd> {
-        let path = format!("/proc/self/fd/{}", self.cache.as_fd().as_raw_fd());
-        match sealed::directory(Path::new(&path)) {
-            Ok(directory) => Some(directory),
-            // Not privileged, no overlayfs, a kernel before Linux 5.2.
-            Err(errno) => {
+    fn shown(&self) -> Answer {
+        let path = self.cache.path().display();
+        match (
+            sealed::directory(self.cache.as_fd()),
+            self.cache.as_fd().try_clone_to_owned(),
+        ) {
+            (Ok(directory), _) => Answer::In(directory),
+            // Init may be the root of a user namespace of its own.
+            (Err(Errno::EPERM), Ok(directory)) => Answer::OnHost(directory),
+            // No overlayfs, or a kernel before Linux 5.2.
+            (Err(errno), _) => {
                 tracing::warn!(
-                    "the cache of compiled code can't be shown to the container alone: overlay over {}: {errno}; the module is \
-                     interpreted",
-                    self.cache.path().display()
+                    "the cache of compiled code can't be shown alone: overlay over {path}: {errno}; the module is interpreted"
                 );
-                None
+                Answer::None
             }
         }
     }
@@ -160,8 +164,9 @@ impl CacheDesk {
 
 impl Desk for CacheDesk {
     fn find(&self, key: &Key, _: &Target, module: &dyn Fn() -> Result<OwnedFd, Error>) -> Result<Answer, Error> {
-        let found = self.look(key, module)?;
-        let shown = if found { self.shown() } else { None };
-        Ok(shown.map_or(Answer::None, Answer::In))
+        match self.look(key, module)? {
+            true => Ok(self.shown()),
+            false => Ok(Answer::None),
+        }
     }
 }

@@ -13,7 +13,7 @@ use proa_sys::errno::Raw;
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat};
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -76,8 +76,17 @@ impl Sealed {
 
 /// A directory of the host with what is in it at any time, for a process that a container may look into: what is found there
 /// can be read, and there is no way up. Fails where there can't be an overlay.
-pub fn directory(path: &Path) -> Result<OwnedFd, Errno> {
-    Overlay::over([path].into_iter())?.open(path)
+pub fn directory(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
+    let overlay = Overlay::over([path.as_path()].into_iter())?;
+    // The layer was opened by its name, which leads elsewhere where something was mounted or exchanged meanwhile.
+    let what = |stat: Stat| (stat.st_dev, stat.st_ino);
+    let layer = overlay.layers.first().ok_or(Errno::ESTALE)?;
+    let named = openat(CWD, layer, HANDLE | OFlags::DIRECTORY, Mode::empty()).map_err(raw)?;
+    match what(fstat(&named).map_err(raw)?) == what(fstat(directory).map_err(raw)?) {
+        true => openat(&overlay.mount, ".", HANDLE | OFlags::DIRECTORY, Mode::empty()).map_err(raw),
+        false => Err(Errno::ESTALE),
+    }
 }
 
 /// A detached, read-only overlay.

@@ -107,6 +107,9 @@ pub enum Answer {
     /// It is [`Key::file_name`] in this directory, from which nothing else is reached and nothing can be changed: the hull holds
     /// it in a process that a container may look into.
     In(OwnedFd),
+    /// The same, but it is the host's own directory, since the caller may not mount. A hull that may has to do that first, or
+    /// goes without the code.
+    OnHost(OwnedFd),
 }
 
 /// Who has the cache, as a hull sees it.

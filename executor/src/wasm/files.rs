@@ -55,7 +55,7 @@ impl Files {
         let default = policy::Files::default();
         let policy = guest.policy.as_ref().map_or(&default, |policy| &policy.files);
         let mut entries = match policy.preopens {
-            Preopens::Root => root(guest),
+            Preopens::Root => root(),
             Preopens::Mounts => from_bundle(policy)?,
             Preopens::Nothing => Vec::new(),
         };
@@ -128,23 +128,18 @@ fn unenforceable(problem: impl ToString) -> Error {
     }
 }
 
-/// The container's root and, as `.`, `process.cwd`.
+/// The container's root.
 ///
 /// WASI has no working directory. wasi-libc starts in `/` and can't tell a relative path from an absolute one when it
-/// looks for the directory to open it in, so with the root preopened its relative paths start there, as under crun. Guests
-/// of other languages do better if told: Go takes `PWD`, Zig the first preopened directory.
-fn root(guest: &Guest) -> Vec<Entry> {
-    let entry = |path: &str| Entry {
-        host: path.into(),
-        guest: path.to_owned(),
+/// looks for the directory to open it in: `.` beside `/` would get the paths that are meant for the root as well, as the
+/// engine orders directories by where they lie on its heap. Guests that know of working directories take `PWD`, as Go does.
+fn root() -> Vec<Entry> {
+    vec![Entry {
+        host: "/".into(),
+        guest: "/".to_owned(),
         read_only: false,
         opened: None,
-    };
-    match guest.cwd.as_str() {
-        "/" => vec![entry("/")],
-        // Not by its name, which may have a colon: this process is there.
-        _ => vec![entry("."), entry("/")],
-    }
+    }]
 }
 
 /// `process.cwd`, unless that is the root or leads to the kernel, and the bundle's mounts.

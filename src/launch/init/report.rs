@@ -2,6 +2,7 @@
 
 use super::{Error, failed, inherit};
 use crate::launch::channel::{self, Channel, Message};
+use crate::launch::sealed;
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
@@ -167,6 +168,16 @@ pub struct Code<'a>(pub &'a Report);
 impl Source for Code<'_> {
     fn find(&mut self, key: &Key, target: &Target, module: BorrowedFd<'_>) -> Answer {
         match self.0.code(module, key, target) {
+            // Before a container's process sees this one: its user namespace may be able to what the caller is not.
+            Ok(Answer::OnHost(directory)) => match sealed::directory(directory.as_fd()) {
+                Ok(directory) => Answer::In(directory),
+                Err(errno) => {
+                    tracing::warn!(
+                        "the cache of compiled code can't be shown alone: overlay: {errno}; the module is interpreted"
+                    );
+                    Answer::None
+                }
+            },
             Ok(answer) => answer,
             // Without it the module runs as well; a parent that is gone is noticed at the next step.
             Err(error) => {

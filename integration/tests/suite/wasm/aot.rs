@@ -25,6 +25,8 @@ tests! {
     many_who_start_at_once_compile_once .once().only_proa().seconds(180);
     exec_uses_compiled_code .once().only_proa().seconds(120);
     a_user_namespace_uses_compiled_code .once().only_proa().seconds(120);
+    an_unprivileged_user_uses_roots_compiled_code .once().only_proa().seconds(120);
+    without_an_overlay_over_the_cache_a_module_is_interpreted .once().only_proa().seconds(120);
     a_container_without_proc_uses_compiled_code .once().only_proa().seconds(120);
     the_cache_is_listed_emptied_and_pruned .once().only_proa().seconds(180);
     a_file_is_made_whole_or_not_at_all .once().only_proa().seconds(120);
@@ -389,6 +391,33 @@ fn a_user_namespace_uses_compiled_code(ctx: &Ctx) {
     // As another user of it, too.
     room.bundle.set("/process/user", json!({"uid": 1000, "gid": 1000}));
     assert!(room.run().0);
+}
+
+fn an_unprivileged_user_uses_roots_compiled_code(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    room.compile();
+    let world = crate::rootless::world(ctx);
+    fs::copy(room.module(), world.bundle.path("/module.wasm")).unwrap();
+    let annotations = json!({"run.oci.handler": "wasm", "proa.wasm/aot": "use"});
+    world
+        .bundle
+        .args(&["/module.wasm", "1000"])
+        .set("/annotations", annotations);
+    let out = world.run_with(&["--debug", "--engine-cache", room.cache.to_str().unwrap()]);
+    worked(&out);
+    assert!(out.stderr.contains("compiled code is loaded"), "{out:?}");
+}
+
+/// The cache's directory itself would lead a container to the host.
+fn without_an_overlay_over_the_cache_a_module_is_interpreted(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    room.compile();
+    room.policy("use");
+    let probe = ctx.probe.to_str().unwrap();
+    let out = room.run_call().under(&[probe, "mask", "fsopen"]).output();
+    worked(&out);
+    assert!(!out.log.contains("compiled code is loaded"), "{out:?}");
+    assert!(out.log.contains("the cache of compiled code can't be shown alone"), "{out:?}");
 }
 
 fn a_container_without_proc_uses_compiled_code(ctx: &Ctx) {
