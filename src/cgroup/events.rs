@@ -130,6 +130,17 @@ fn kills(dir: &std::path::Path) -> Result<u64, Error> {
     killed_in(dir, "memory.events")
 }
 
+impl Cgroup {
+    /// Whether its processes have wanted more memory than its own limit allows: want of memory may be the machine's, too.
+    pub fn has_met_its_memory_limit(&self) -> bool {
+        let count = |dir: &std::path::Path| match self.is_legacy() {
+            true => Dir(dir).text_if_any("memory.failcnt").ok()??.trim().parse::<u64>().ok(),
+            false => super::file::keyed(&Dir(dir).text_if_any("memory.events").ok()??, "max"),
+        };
+        self.path("memory").and_then(count).is_some_and(|count| count > 0)
+    }
+}
+
 /// How often the kernel has killed a process of the cgroup for want of memory, as the file with its events says.
 fn killed_in(dir: &std::path::Path, file: &'static str) -> Result<u64, Error> {
     let text = Dir(dir).text_if_any(file)?.unwrap_or_default();

@@ -84,7 +84,16 @@ impl CacheDesk {
 
     /// Compiles, if nobody has meanwhile, and waits for it. Whether there is code then.
     fn compile(&self, key: &Key, module: OwnedFd) -> Result<bool, Error> {
-        let Some(lock) = self.cache.lock(key, true)? else {
+        let wait = self.limits.wait();
+        let Some(lock) = self.cache.lock(key, &wait)? else {
+            tracing::warn!(
+                "compiled code {key}: another process has been at it for too long; the module is interpreted"
+            );
+            return Ok(false);
+        };
+        let Some(turn) = self.cache.turn(key, self.limits.compilers, &wait)? else {
+            tracing::warn!("compiled code {key}: other modules are being compiled; this one is interpreted");
+            self.cache.unlock(key, lock)?;
             return Ok(false);
         };
         let done = match self.cache.outcome(key) {
@@ -94,6 +103,7 @@ impl CacheDesk {
                 .fill(&self.cache, self.max_size, &File::from(module))
                 .map(|()| matches!(self.cache.find(key), Found::Code(_))),
         };
+        drop(turn);
         self.cache.unlock(key, lock)?;
         done
     }

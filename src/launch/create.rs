@@ -295,6 +295,12 @@ fn explained(error: Error, cgroup: &Cgroup, init: &Newborn, limited: bool) -> Er
 }
 
 impl Created {
+    /// Whether the kernel has killed a process of it because it had all the memory that it may have.
+    pub(super) fn was_beyond_its_memory(&self) -> bool {
+        let cgroup = self.making.cgroup.as_ref();
+        cgroup.is_some_and(|cgroup| cgroup.was_out_of_memory() == Some(true) && cgroup.has_met_its_memory_limit())
+    }
+
     /// Tells init to execute the program, and learns how that went.
     pub fn start(&mut self) -> Result<(), Error> {
         parent::tell_start(&self.channel)?;

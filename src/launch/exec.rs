@@ -192,7 +192,6 @@ impl Request<'_> {
                 message => self.attendant(pid).serve(&channel, message),
             };
             (child, early) = parent::replace_middle(&channel, newborn, child.pidfd.as_ref(), Some(&mut serve))?;
-            process::limit_processes(self.plan, child.pid)?;
         }
         Ok((child, channel, early))
     }

@@ -73,9 +73,10 @@ pub(super) fn allows_entry(program: &Program) -> bool {
 }
 
 /// The calls between the clone and execve(2).
-const AFTER_ENTRY: [nix::libc::c_long; 20] = {
+const AFTER_ENTRY: [nix::libc::c_long; 21] = {
     use nix::libc::*;
     [
+        SYS_prlimit64,
         SYS_setsid,
         SYS_read,
         SYS_write,

@@ -32,11 +32,12 @@ pub fn check_host(plan: &Plan) -> Result<(), Error> {
 /// init has reported that it is ready: the limits hold for what remains of set-up, too.
 pub fn tune(plan: &Plan, pid: Pid) -> Result<(), Error> {
     tune_but_processes(plan, pid)?;
-    limit_processes(plan, pid)
+    of_processes(plan).try_for_each(|limit| set_limit(limit, pid))
 }
 
 /// As [`tune`], of a process that is going to make the one that it is for, which inherits all of it. But for RLIMIT_NPROC,
-/// within which there might be no room for both: that [`limit_processes`] sets for the other.
+/// within which there might be no room for both: the other one lowers it for itself, by [`limit_processes`], from what it is
+/// or, if that is too low, is raised to here.
 pub fn tune_but_processes(plan: &Plan, pid: Pid) -> Result<(), Error> {
     check_host(plan)?;
     if let Some(score) = plan.oom_score_adj {
@@ -46,22 +47,28 @@ pub fn tune_but_processes(plan: &Plan, pid: Pid) -> Result<(), Error> {
     if let Some(group) = &plan.rdt {
         Resctrl::find()?.join(group, pid)?;
     }
-    let limits = plan.rlimits.iter();
-    limits
-        .filter(|limit| !of_processes(limit))
-        .try_for_each(|limit| set_limit(limit, pid))
+    let others = plan.rlimits.iter();
+    others
+        .filter(|limit| limit.resource != PosixRlimitType::RlimitNproc)
+        .try_for_each(|limit| set_limit(limit, pid))?;
+    // The process has this one's, as yet.
+    let own = rustix::process::getrlimit(Resource::Nproc);
+    let most = own.maximum.unwrap_or(u64::MAX);
+    for limit in of_processes(plan).filter(|limit| limit.hard > most) {
+        let soft = own.current.unwrap_or(u64::MAX);
+        set_limit(&Rlimit { soft, ..limit.clone() }, pid)?;
+    }
+    Ok(())
 }
 
-/// Sets RLIMIT_NPROC of `pid`, if it is to have one.
-pub fn limit_processes(plan: &Plan, pid: Pid) -> Result<(), Error> {
-    let limits = plan.rlimits.iter();
-    limits
-        .filter(|limit| of_processes(limit))
-        .try_for_each(|limit| set_limit(limit, pid))
+/// Sets RLIMIT_NPROC of this process, if it is to have one.
+pub fn limit_processes(plan: &Plan) -> Result<(), Error> {
+    of_processes(plan).try_for_each(|limit| set_limit(limit, Pid::this()))
 }
 
-fn of_processes(limit: &Rlimit) -> bool {
-    limit.resource == PosixRlimitType::RlimitNproc
+fn of_processes(plan: &Plan) -> impl Iterator<Item = &Rlimit> {
+    let limits = plan.rlimits.iter();
+    limits.filter(|limit| limit.resource == PosixRlimitType::RlimitNproc)
 }
 
 fn set_oom_score(score: i32, pid: Pid) -> Result<(), Error> {

@@ -122,7 +122,7 @@ fn apply(policy: &mut Policy, wasm: &Wasm, name: &str, value: &str) -> Result<()
                 "before-start" => Aot::BeforeStart,
                 _ => return Err(format!("{value:?} is none of off, use, background, before-start")),
             };
-            policy.aot = wasm.aot.policy.map_or(asked, |most| most.min(asked));
+            policy.aot = wasm.aot.policy.unwrap_or_default().min(asked);
         }
         "count-instructions" => policy.count_instructions |= boolean(value)?,
         "deadline" => lower(&mut limits.deadline, units::duration(value)?),
@@ -229,6 +229,7 @@ mod tests {
     fn every_annotation_is_understood() {
         let mut settings = Settings::default();
         settings.wasm.plugins.allow = vec!["/p.so".into()];
+        settings.wasm.aot.policy = Some(Aot::BeforeStart);
         let given = [
             ("aot", "background"),
             ("count-instructions", "true"),
@@ -278,6 +279,14 @@ mod tests {
         assert_eq!(policy.aot, Aot::Use);
         assert_eq!(policy.files.preopens, Preopens::Mounts);
         assert_eq!(policy.network.connect.len(), 2);
+    }
+
+    #[test]
+    fn nothing_is_compiled_because_an_annotation_says_so() {
+        for asked in ["background", "before-start"] {
+            assert_eq!(resolve(&Settings::default(), &[("aot", asked)]).unwrap().aot, Aot::Use);
+        }
+        assert_eq!(resolve(&Settings::default(), &[("aot", "off")]).unwrap().aot, Aot::Off);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Deserializer};
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read};
+use std::num::NonZeroU32;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -107,12 +108,19 @@ pub struct AotSettings {
     /// The most bytes of memory that compiling one module may take.
     #[serde(deserialize_with = "optional_bytes")]
     pub memory_limit: Option<u64>,
+    /// How many modules are compiled at the same time.
+    pub compilers: Option<NonZeroU32>,
 }
 
 impl AotSettings {
     /// The most bytes that the cache may have.
     pub fn max_size(&self) -> u64 {
         self.max_size.unwrap_or(1 << 30)
+    }
+
+    /// How many compilers of one cache work at the same time; further ones wait for their turn.
+    pub fn compilers(&self) -> NonZeroU32 {
+        self.compilers.unwrap_or(const { NonZeroU32::new(2).unwrap() })
     }
 
     /// The longest that compiling one module may take: CPython for WASI takes five minutes of one processor.

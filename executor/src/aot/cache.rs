@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, Timespec
 use rustix::io::Errno;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -24,9 +25,14 @@ const FILE_MODE: u32 = 0o644;
 const OTHERS_WRITE: u32 = 0o022;
 /// When a use is noted again: for telling what was used lately an hour is exact enough, and a start then writes nothing.
 const TOUCH_EVERY: Duration = Duration::from_secs(3600);
+/// How long a failure is remembered: other limits, another load of the machine, or a signal from outside that looked like a crash
+/// may make the next try succeed.
+const FAILURE_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// The ends of other files' names.
 const FAILED: &str = ".failed";
 const LOCK: &str = ".lock";
+/// The lock of all entries.
+const ALL: &str = ".all.lock";
 /// What names of files begin with that are being made.
 const NEW: &str = ".new-";
 /// The longest reason that is kept of a module that doesn't compile.
@@ -53,6 +59,12 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// Somebody holds a lock and does not give it back.
+    #[error("cache of compiled code: {path}: another process keeps it locked")]
+    Busy {
+        /// The directory.
+        path: PathBuf,
+    },
     /// More than all entries together may have.
     #[error("cache of compiled code: {path}: {size} bytes of code are more than the {max} that the cache may have", path = path.display())]
     TooLarge {
@@ -63,6 +75,15 @@ pub enum Error {
         /// Bytes of the cache.
         max: u64,
     },
+}
+
+/// How to wait for a lock that another process has: locks the open file (flock(2), `LOCK_EX`), or says false if it is not to be
+/// had. Whoever holds one may be stopped for ever, so that this has to end, and to hear the signals that are to end the caller.
+pub type Wait<'a, E> = dyn Fn(BorrowedFd<'_>) -> Result<bool, E> + 'a;
+
+/// Does not wait.
+pub fn at_once<E>(_: BorrowedFd<'_>) -> Result<bool, E> {
+    Ok(false)
 }
 
 /// The cache.
@@ -163,6 +184,12 @@ impl Cache {
         Ok(cache)
     }
 
+    fn busy(&self) -> Error {
+        Error::Busy {
+            path: self.path.clone(),
+        }
+    }
+
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.path
@@ -240,7 +267,14 @@ impl Cache {
 
     /// Keeps `code`, read from its start, as the code of `key`, in place of what was there; the caller has the key's lock. So that all entries together have
     /// at most `max` bytes, those that were not used for the longest time are removed.
-    pub fn publish(&self, key: &Key, target: &Target, code: &File, max: u64) -> Result<u64, Error> {
+    pub fn publish<E: From<Error>>(
+        &self,
+        key: &Key,
+        target: &Target,
+        code: &File,
+        max: u64,
+        wait: &Wait<'_, E>,
+    ) -> Result<u64, E> {
         let name = key.file_name();
         let io = |call| {
             let path = self.at(&name);
@@ -253,16 +287,16 @@ impl Cache {
         let file = rustix::fs::openat(&self.directory, temporary.as_str(), flags, Mode::RUSR | Mode::WUSR)
             .map_err(failed("create", &self.at(&temporary)))?;
         let file = File::from(file);
-        let written = (|| {
+        let written = (|| -> Result<u64, E> {
             let size = entry::write(FromStart::new(code), key, target, &file).map_err(io("write"))?;
             if size > max {
                 let path = self.path.clone();
-                return Err(Error::TooLarge { path, size, max });
+                return Err(Error::TooLarge { path, size, max }.into());
             }
             rustix::fs::fchmod(&file, Mode::from_raw_mode(FILE_MODE)).map_err(failed("chmod", &self.at(&name)))?;
             // Whole or not there, also after the machine has lost its power.
             file.sync_all().map_err(io("fsync"))?;
-            self.make_room(max - size, Some(key))?;
+            self.make_room(max - size, Some(key), wait)?;
             rustix::fs::renameat(&self.directory, temporary.as_str(), &self.directory, name.as_str())
                 .map_err(failed("rename", &self.at(&name)))?;
             Ok(size)
@@ -276,8 +310,10 @@ impl Cache {
 
     /// Removes the entries that were used longest ago until the others have at most `max` bytes; `spared` is about to be
     /// replaced. What it removed.
-    fn make_room(&self, max: u64, spared: Option<&Key>) -> Result<Vec<Listed>, Error> {
-        let _alone = self.exclusively()?;
+    fn make_room<E: From<Error>>(&self, max: u64, spared: Option<&Key>, wait: &Wait<'_, E>) -> Result<Vec<Listed>, E> {
+        let Some(alone) = self.exclusively(wait)? else {
+            return Err(self.busy().into());
+        };
         let mut all = self.list()?;
         all.retain(|one| Some(&one.key) != spared);
         all.sort_by_key(|one| one.used);
@@ -292,12 +328,18 @@ impl Cache {
             total -= one.size;
             removed.push(one);
         }
+        self.release(ALL, alone)?;
         Ok(removed)
     }
 
     /// Removes entries that were not used for `older`, then those that were used longest ago until at most `max` bytes are
     /// left; and what processes that were killed have left. What it removed of the entries.
-    pub fn prune(&self, max: Option<u64>, older: Option<Duration>) -> Result<Vec<Listed>, Error> {
+    pub fn prune<E: From<Error>>(
+        &self,
+        max: Option<u64>,
+        older: Option<Duration>,
+        wait: &Wait<'_, E>,
+    ) -> Result<Vec<Listed>, E> {
         let mut removed = Vec::new();
         if let Some(older) = older {
             let stale = |one: &Listed| one.used.elapsed().is_ok_and(|age| age >= older);
@@ -306,8 +348,8 @@ impl Cache {
                 removed.push(one);
             }
         }
-        self.sweep()?;
-        removed.extend(self.make_room(max.unwrap_or(u64::MAX), None)?);
+        self.sweep(wait)?;
+        removed.extend(self.make_room(max.unwrap_or(u64::MAX), None, wait)?);
         Ok(removed)
     }
 
@@ -373,53 +415,56 @@ impl Cache {
     }
 
     /// Removes what processes that were killed have left: half-made files, and locks that nobody holds.
-    fn sweep(&self) -> Result<(), Error> {
-        let _alone = self.exclusively()?;
+    fn sweep<E: From<Error>>(&self, wait: &Wait<'_, E>) -> Result<(), E> {
+        let Some(alone) = self.exclusively(wait)? else {
+            return Ok(());
+        };
         for name in self.names(|name| name.starts_with(NEW))? {
             let lock = format!(".{}{LOCK}", &name[NEW.len()..]);
-            if self.take(&lock, false)?.is_some() {
+            if self.take(&lock, &at_once)?.is_some() {
                 self.unlink(&name)?;
             }
         }
         for name in self.names(|name| name.ends_with(LOCK))? {
-            if self.take(&name, false)?.is_some() {
+            if self.take(&name, &at_once)?.is_some() {
                 self.unlink(&name)?;
             }
         }
-        Ok(())
+        Ok(self.release(ALL, alone)?)
     }
 
-    /// Held while entries are counted and removed.
-    fn exclusively(&self) -> Result<OwnedFd, Error> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let own = rustix::fs::openat(&self.directory, ".", flags, Mode::empty()).map_err(failed("open", &self.path))?;
-        flock(&own, FlockOperation::LockExclusive).map_err(failed("flock", &self.path))?;
-        Ok(own)
+    /// Held while entries are counted and removed. `None`: whoever has it does not give it back.
+    fn exclusively<E: From<Error>>(&self, wait: &Wait<'_, E>) -> Result<Option<Lock>, E> {
+        self.take(ALL, wait)
     }
 
-    /// Takes the right to make the code of `key`; waits for it, or says `None`.
-    pub fn lock(&self, key: &Key, wait: bool) -> Result<Option<Lock>, Error> {
+    /// Takes the right to make the code of `key`; `None` if `wait` says that it is not to be had.
+    pub fn lock<E: From<Error>>(&self, key: &Key, wait: &Wait<'_, E>) -> Result<Option<Lock>, E> {
         self.take(&format!(".{key}{LOCK}"), wait)
     }
 
-    /// Takes one of the rights to compile in the background, of which there are `count`, and waits for it.
-    pub fn turn(&self, key: &Key, count: u32) -> Result<Option<Lock>, Error> {
-        let number = u32::from(key.module()[0]) % count.max(1);
-        self.take(&format!(".turn-{number}{LOCK}"), true)
+    /// Takes one of the rights to compile, of which there are `count`: one that is free, or, as `wait` says, the one that this
+    /// key's number falls to.
+    pub fn turn<E: From<Error>>(&self, key: &Key, count: NonZeroU32, wait: &Wait<'_, E>) -> Result<Option<Lock>, E> {
+        let name = |number: u32| format!(".turn-{number}{LOCK}");
+        for number in 0..count.get() {
+            if let Some(turn) = self.take(&name(number), &at_once)? {
+                return Ok(Some(turn));
+            }
+        }
+        self.take(&name(u32::from(key.module()[0]) % count), wait)
     }
 
-    fn take(&self, name: &str, wait: bool) -> Result<Option<Lock>, Error> {
+    /// Locks a file of the directory which nobody but its owner can open: flock(2) asks for no right but that.
+    fn take<E: From<Error>>(&self, name: &str, wait: &Wait<'_, E>) -> Result<Option<Lock>, E> {
         let path = self.at(name);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         loop {
             let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)
                 .map_err(failed("open", &path))?;
-            let operation = match wait {
-                true => FlockOperation::LockExclusive,
-                false => FlockOperation::NonBlockingLockExclusive,
-            };
-            match flock(&file, operation) {
-                Err(Errno::WOULDBLOCK) => return Ok(None),
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if !wait(file.as_fd())? => return Ok(None),
+                Err(Errno::WOULDBLOCK) => {}
                 other => other.map_err(failed("flock", &path))?,
             }
             // Whoever had it may have removed the file, and another one may hold a new one.
@@ -433,7 +478,11 @@ impl Cache {
 
     /// Gives a key's lock back and removes its file.
     pub fn unlock(&self, key: &Key, lock: Lock) -> Result<(), Error> {
-        self.unlink(&format!(".{key}{LOCK}"))?;
+        self.release(&format!(".{key}{LOCK}"), lock)
+    }
+
+    fn release(&self, name: &str, lock: Lock) -> Result<(), Error> {
+        self.unlink(name)?;
         drop(lock);
         Ok(())
     }
@@ -464,10 +513,11 @@ impl Cache {
         Ok(all)
     }
 
-    /// Why `key`'s module did not compile, if it was tried.
+    /// Why `key`'s module did not compile, if it was tried lately.
     pub fn failure(&self, key: &Key) -> Option<String> {
         let (file, stat) = self.open_file(&format!("{key}{FAILED}")).ok()?;
-        if distrust(&stat).is_some() {
+        let age = time(stat.st_mtime, stat.st_mtime_nsec).elapsed().unwrap_or_default();
+        if distrust(&stat).is_some() || age > FAILURE_KEPT {
             return None;
         }
         let mut reason = Vec::new();

@@ -1,7 +1,7 @@
 //! `proa wasm cache ls`, `rm`, `prune`: what is kept of code compiled ahead of time.
 
 use crate::cli::{Error, Globals, print, print_json};
-use crate::launch;
+use crate::launch::{self, compile::shortly};
 use crate::wasm::units;
 use proa_executor::aot::{self, Cache, Key, Listed};
 use serde_json::{Value, json};
@@ -191,7 +191,7 @@ pub(super) fn prune(globals: &Globals, args: PruneArgs) -> Result<u8, Error> {
         Some(given) => given,
         None => globals.settings()?.wasm.aot.max_size(),
     };
-    let removed = cache.prune(Some(max_size), args.older_than)?;
+    let removed = cache.prune(Some(max_size), args.older_than, &shortly)?;
     let freed: u64 = removed.iter().map(|one| one.size).sum();
     print(format!("removed {} entries, {freed} bytes\n", removed.len()).as_bytes())
 }

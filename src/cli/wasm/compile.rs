@@ -1,7 +1,7 @@
 //! `proa wasm compile`: fills the cache before a container asks, or makes a file.
 
 use crate::cli::{Error, Globals, absolute, absolute_option, print};
-use crate::launch::compile::{Failure, Job, Limits, Module};
+use crate::launch::compile::{Failure, Job, Limits, Module, shortly};
 use crate::launch::{self, Site};
 use proa_executor::aot::{Cache, Found, Key, Level, Lock, Options};
 use proa_executor::text;
@@ -78,8 +78,8 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
     let cache = Cache::make(&launch::code_directory(&settings)).map_err(launch::Error::from)?;
     let held: RefCell<Option<(Key, Lock)>> = RefCell::new(None);
     let pass = |key: &Key| -> Result<(), launch::Error> {
-        let Some(lock) = cache.lock(key, true)? else {
-            return Ok(());
+        let Some(lock) = cache.lock(key, &limits.wait())? else {
+            return Err(Failure::Busy(*key).into());
         };
         if !args.force && matches!(cache.find(key), Found::Code(_)) {
             cache.unlock(key, lock)?;
@@ -97,9 +97,9 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
                 &compiled.target,
                 &compiled.code,
                 settings.wasm.aot.max_size(),
+                &shortly,
             )
-            .map(|_| compiled.key)
-            .map_err(launch::Error::from),
+            .map(|_| compiled.key),
         Err(launch::Error::Compile(Failure::Known(key))) => Ok(key),
         Err(error) => Err(error),
     };

@@ -9,7 +9,7 @@ use crate::launch::code::Site;
 use crate::launch::{Error, spawn};
 use crate::state::Store;
 use nix::errno::Errno;
-use proa_executor::aot::{Cache, Level, Lock, Options};
+use proa_executor::aot::{Cache, Level, Lock, Options, at_once};
 use proa_sys::clone::{Clone, Side};
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
@@ -23,9 +23,6 @@ use std::process::ExitCode;
 
 /// The verb of that other `proa`, which is in no help.
 pub const VERB: &str = "compile-in-background";
-
-/// How many such compilers of one cache work at the same time: the others wait for their turn.
-const TURNS: u32 = 2;
 
 /// Of the caller's environment, what says where the engine, the user's bus and directories are.
 const KEPT: [&str; 6] = [
@@ -61,7 +58,7 @@ pub fn in_background(
     module: &dyn Fn() -> Result<OwnedFd, Error>,
 ) -> Result<bool, Error> {
     let Some(key) = job.key else { return Ok(false) };
-    let Some(lock) = cache.lock(&key, false)? else {
+    let Some(lock) = cache.lock::<Error>(&key, &at_once)? else {
         return Ok(false);
     };
     if let Some(found) = cache.outcome(&key) {
@@ -177,7 +174,12 @@ fn carry_out(errand: Errand) -> Result<(), Error> {
         key: Some(key),
         background: true,
     };
-    let turn = cache.turn(&key, TURNS)?;
+    // Nobody waits for it: it may as well be another start's to try.
+    let wait = job.limits.wait();
+    let Some(turn) = cache.turn(&key, job.limits.compilers, &wait)? else {
+        cache.unlock(&key, lock)?;
+        return Ok(());
+    };
     let done = job.fill(&cache, errand.max_size, &File::from(module));
     drop(turn);
     cache.unlock(&key, lock)?;

@@ -8,6 +8,7 @@
 
 mod background;
 mod sandbox;
+mod waiting;
 
 pub use background::{VERB, in_background, main};
 
@@ -32,9 +33,12 @@ use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// The longest wait for a lock of the cache that nobody holds for longer than it takes to list entries.
+const SHORTLY: Duration = Duration::from_secs(10);
 /// The most of a compiler's words that are repeated.
 const WORDS_MAX: u64 = 512;
 
@@ -48,6 +52,8 @@ pub struct Limits {
     pub time: Duration,
     /// Bytes of memory.
     pub memory: u64,
+    /// How many of one cache work at the same time.
+    pub compilers: NonZeroU32,
 }
 
 impl Limits {
@@ -56,6 +62,7 @@ impl Limits {
         Self {
             time: settings.wasm.aot.time_limit(),
             memory: settings.wasm.aot.memory_limit(),
+            compilers: settings.wasm.aot.compilers(),
         }
     }
 }
@@ -74,6 +81,9 @@ pub enum Failure {
         /// Bytes.
         memory: u64,
     },
+    /// It took more memory than it may.
+    #[error("the compiler takes more than the {0} bytes of memory that it may")]
+    OutOfMemory(u64),
     /// It took too long.
     #[error("the compiler has not finished in {0:?}")]
     TimeOut(Duration),
@@ -94,15 +104,23 @@ pub enum Failure {
     /// An engine was exchanged while containers start.
     #[error("the engine is another one now")]
     OtherEngine,
+    /// Somebody else is at it.
+    #[error("compiled code {0}: another process has been at it for too long")]
+    Busy(Key),
     /// There is nothing to do.
     #[error("the cache has its code already: {0}")]
     Known(Key),
 }
 
 impl Failure {
-    /// Whether another try would end the same.
+    /// Whether it is the module's doing, so that another try would end the same. SIGKILL comes from outside: by hand, or by
+    /// the kernel where the whole machine has no memory left.
     fn is_the_modules(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Killed { .. } | Self::TimeOut(_))
+        match self {
+            Self::Refused(_) | Self::TimeOut(_) | Self::OutOfMemory(_) => true,
+            Self::Killed { signal, .. } => *signal != Signal::SIGKILL as i32,
+            _ => false,
+        }
     }
 }
 
@@ -219,7 +237,7 @@ impl Job {
         };
         match self.run(&module, &pass, &mut |_| ()) {
             Ok(compiled) => {
-                cache.publish(&compiled.key, &compiled.target, &compiled.code, max_size)?;
+                cache.publish(&compiled.key, &compiled.target, &compiled.code, max_size, &shortly)?;
                 Ok(())
             }
             Err(Error::Compile(failure)) if failure.is_the_modules() => {
@@ -320,6 +338,7 @@ impl Job {
         drop(lifeline);
         compiler.start()?;
         let ended = self.wait(&compiler, began, progress);
+        let beyond_its_limit = compiler.was_beyond_its_memory();
         // However it ended: what is left of it goes, and no process can write to the code any more.
         drop((compiler, held));
         let mut code = File::from(output);
@@ -337,7 +356,11 @@ impl Job {
             }
             WaitStatus::Signaled(_, signal, _) => {
                 let (signal, memory) = (signal as i32, self.limits.memory);
-                return Err(Failure::Killed { signal, memory }.into());
+                return Err(match beyond_its_limit {
+                    true => Failure::OutOfMemory(memory),
+                    false => Failure::Killed { signal, memory },
+                }
+                .into());
             }
             other => return Err(Failure::Refused(format!("the compiler ended unexpectedly: {other:?}")).into()),
         }
@@ -387,6 +410,19 @@ impl Job {
             progress(began.elapsed());
         }
     }
+}
+
+impl Limits {
+    /// Waits for a lock of the cache for as long as one compiler may take.
+    pub fn wait(&self) -> impl Fn(BorrowedFd<'_>) -> Result<bool, Error> + use<> {
+        let time = self.time;
+        move |file| waiting::lock(file, time)
+    }
+}
+
+/// Waits for a lock of the cache that is held for moments.
+pub fn shortly(file: BorrowedFd<'_>) -> Result<bool, Error> {
+    waiting::lock(file, SHORTLY)
 }
 
 /// A name that no other compiler has, also of a `proa` in another pid namespace whose cgroups are beside ours: this process's

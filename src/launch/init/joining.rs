@@ -61,6 +61,7 @@ pub fn enter(
     drop(console);
     if let Some((middle, alone)) = middle {
         middle::make_init(&middle, &alone, report)?;
+        process::limit_processes(&handover.process)?;
     }
     tracing::debug!("child process in init()");
     // A session of its own: a terminal's signals, and a kill of the caller's process group, are not for the container.

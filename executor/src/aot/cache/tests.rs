@@ -1,5 +1,6 @@
 use super::*;
 use std::fs;
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 /// A cache in a directory of this test's own, removed at the end.
@@ -20,7 +21,7 @@ impl Room {
         let source = self.0.join("code");
         fs::write(&source, [b"\x7fELF".as_slice(), &vec![byte; size]].concat()).unwrap();
         let code = File::open(&source).unwrap();
-        let published = self.1.publish(&key(byte), &target(), &code, max);
+        let published = self.1.publish(&key(byte), &target(), &code, max, &at_once::<Error>);
         fs::remove_file(source).unwrap();
         published
     }
@@ -183,26 +184,68 @@ fn pruning_is_by_age_and_by_size() {
     let [left, made] = [7, 8].map(|byte| room.0.join(format!("{NEW}{}", key(byte))));
     fs::write(&left, "").unwrap();
     fs::write(&made, "").unwrap();
-    let lock = room.1.lock(&key(8), false).unwrap();
-    let removed = room.1.prune(None, Some(Duration::from_secs(350))).unwrap();
+    let lock = room.1.lock(&key(8), &at_once::<Error>).unwrap();
+    let removed = room
+        .1
+        .prune(None, Some(Duration::from_secs(350)), &at_once::<Error>)
+        .unwrap();
     assert_eq!(removed.iter().map(|one| one.key).collect::<Vec<_>>(), [key(4)]);
-    let removed = room.1.prune(Some(2 * size), None).unwrap();
+    let removed = room.1.prune(Some(2 * size), None, &at_once::<Error>).unwrap();
     assert_eq!(removed.iter().map(|one| one.key).collect::<Vec<_>>(), [key(3)]);
     assert_eq!(room.keys(), [key(1), key(2)]);
     assert!(!left.exists() && made.exists(), "what is being made stays");
     drop(lock);
-    room.1.prune(None, None).unwrap();
+    room.1.prune(None, None, &at_once::<Error>).unwrap();
     assert_eq!(fs::read_dir(&room.0).unwrap().count(), 2, "only the entries are left");
+}
+
+fn waits(file: BorrowedFd<'_>) -> Result<bool, Error> {
+    rustix::fs::flock(file, FlockOperation::LockExclusive).unwrap();
+    Ok(true)
+}
+
+/// Whoever can open the directory can lock it: that has to stop nobody.
+#[test]
+fn a_lock_on_the_directory_is_nobodys_matter() {
+    let room = Room::new("others");
+    let directory = fs::File::open(&room.0).unwrap();
+    rustix::fs::flock(&directory, FlockOperation::LockExclusive).unwrap();
+    room.put(1, 10);
+    room.1.prune(None, None, &at_once::<Error>).unwrap();
+    assert_eq!(room.keys(), [key(1)]);
+    for name in fs::read_dir(&room.0).unwrap().flatten().map(|entry| entry.path()) {
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&name).unwrap().permissions());
+        assert!(
+            mode & 0o077 == 0 || name.extension().is_none_or(|end| end != "lock"),
+            "{name:?} {mode:o}"
+        );
+    }
+}
+
+#[test]
+fn a_failure_is_forgotten_after_a_day() {
+    let room = Room::new("forgotten");
+    room.1.mark_failed(&key(1), "a crash").unwrap();
+    let file = fs::File::options()
+        .append(true)
+        .open(room.0.join(format!("{}{FAILED}", key(1))))
+        .unwrap();
+    file.set_modified(SystemTime::now() - FAILURE_KEPT + Duration::from_secs(60))
+        .unwrap();
+    assert_eq!(room.1.failure(&key(1)).as_deref(), Some("a crash"));
+    file.set_modified(SystemTime::now() - FAILURE_KEPT - Duration::from_secs(60))
+        .unwrap();
+    assert_eq!((room.1.failure(&key(1)), room.1.outcome(&key(1))), (None, None));
 }
 
 #[test]
 fn one_at_a_time_makes_a_key() {
     let room = Room::new("lock");
-    let lock = room.1.lock(&key(1), false).unwrap().unwrap();
+    let lock = room.1.lock(&key(1), &at_once::<Error>).unwrap().unwrap();
     let other = Cache::open(&room.0).unwrap().unwrap();
-    assert!(other.lock(&key(1), false).unwrap().is_none());
-    assert!(other.lock(&key(2), false).unwrap().is_some());
-    let waiting = std::thread::spawn(move || other.lock(&key(1), true).unwrap().is_some());
+    assert!(other.lock(&key(1), &at_once::<Error>).unwrap().is_none());
+    assert!(other.lock(&key(2), &at_once::<Error>).unwrap().is_some());
+    let waiting = std::thread::spawn(move || other.lock(&key(1), &waits).unwrap().is_some());
     room.1.unlock(&key(1), lock).unwrap();
     assert!(waiting.join().unwrap());
 }

@@ -417,7 +417,10 @@ fn without_an_overlay_over_the_cache_a_module_is_interpreted(ctx: &Ctx) {
     let out = room.run_call().under(&[probe, "mask", "fsopen"]).output();
     worked(&out);
     assert!(!out.log.contains("compiled code is loaded"), "{out:?}");
-    assert!(out.log.contains("the cache of compiled code can't be shown alone"), "{out:?}");
+    assert!(
+        out.log.contains("the cache of compiled code can't be shown alone"),
+        "{out:?}"
+    );
 }
 
 fn a_container_without_proc_uses_compiled_code(ctx: &Ctx) {
