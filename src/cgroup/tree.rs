@@ -4,7 +4,6 @@ use super::file::{self, Dir};
 use super::{Error, freezer};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkdir};
 use proa_sys::errno::Raw;
@@ -137,24 +136,6 @@ pub(super) fn kill_v2(path: &Path) -> Result<bool, Error> {
             errno,
         }),
     }
-}
-
-/// Sends `signal` to each of `pids`; who is gone needs none.
-pub(super) fn signal(pids: &[Pid], signal: Signal) -> Result<(), Error> {
-    for pid in pids {
-        match kill(*pid, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => {
-                let path = PathBuf::from(format!("{signal} {pid}"));
-                return Err(Error::Call {
-                    call: "kill",
-                    path,
-                    errno,
-                });
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Removes a cgroup with those below it, waiting for processes that are about to leave.

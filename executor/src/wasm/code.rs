@@ -77,7 +77,7 @@ impl Code {
         policy: &Policy,
         source: &mut dyn Source,
     ) -> Self {
-        let directory = match proa_sys::fd::inherit(directory) {
+        let directory = match proa_sys::fd::claim(directory) {
             Ok(directory) => directory,
             Err(errno) => {
                 tracing::debug!("the directory of compiled code: descriptor {directory}: {errno}");

@@ -8,6 +8,7 @@ mod cgroup;
 mod devices;
 mod executable;
 mod filesystem;
+mod host_users;
 mod process;
 mod procfs;
 mod state;
@@ -30,6 +31,7 @@ pub fn tests() -> Vec<Test> {
         process::tests(),
         cgroup::tests(),
         state::tests(),
+        host_users::tests(),
         wasm_guest::tests(),
         wasm_policy::tests(),
     ]
