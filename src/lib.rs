@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod criu;
 pub mod doctor;
+pub mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 pub mod host;

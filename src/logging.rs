@@ -8,6 +8,7 @@ use proa_executor::text;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -85,21 +86,20 @@ pub fn level(name: &str) -> Result<Level, Error> {
     }
 }
 
-/// Sends the process's log to `file` (appended to; made 0644), or to stderr. The first call of a process counts.
+/// Sends the process's log to `file` (appended to; made 0644, or less by the caller's umask), or to stderr. The first call of a process counts.
 pub fn init(file: Option<&Path>, format: Format, level: Level) -> Result<(), Error> {
     let out = match file {
-        Some(path) => {
-            Out::File(
-                File::options()
-                    .append(true)
-                    .create(true)
-                    .open(path)
-                    .map_err(|source| Error::Open {
-                        path: path.into(),
-                        source,
-                    })?,
-            )
-        }
+        Some(path) => Out::File(
+            File::options()
+                .append(true)
+                .create(true)
+                .mode(0o644)
+                .open(path)
+                .map_err(|source| Error::Open {
+                    path: path.into(),
+                    source,
+                })?,
+        ),
         None => Out::Stderr,
     };
     install(out, format, level);

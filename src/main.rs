@@ -5,7 +5,9 @@ use proa_executor::native::NativeHandler;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-fn main() -> ExitCode {
+proa_sys::main!(run);
+
+fn run() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // Before anything of the command line is touched: init starts with every container.
     match arguments.get(1) {

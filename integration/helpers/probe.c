@@ -218,6 +218,7 @@ static int mask(char *names, char **program)
 		{ "faccessat2", SYS_faccessat2 },
 		{ "pidfd_getfd", SYS_pidfd_getfd },
 		{ "landlock_create_ruleset", SYS_landlock_create_ruleset },
+		{ "kill", SYS_kill },
 	};
 	struct sock_filter code[64] = { BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)) };
 	struct sock_fprog filter = { .len = 1, .filter = code };

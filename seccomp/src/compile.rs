@@ -8,7 +8,7 @@ use libseccomp::error::SeccompErrno;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag};
 use oci_spec::runtime::{LinuxSeccompOperator, LinuxSyscall};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{Read, Seek};
 
 /// `SECCOMP_FILTER_FLAG_*` of linux/seccomp.h.
@@ -44,19 +44,18 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Compiled, Error> {
     filter
         .set_ctl_nnp(false)
         .map_err(library("seccomp_attr_set(SCMP_FLTATR_CTL_NNP, 0)"))?;
-    let mut rules = Rules {
-        filter,
-        default,
-        seen: HashSet::new(),
-        unknown: Vec::new(),
-        added: 0,
-    };
+    let mut rules = Rules::new(default);
     for (index, rule) in syscalls(profile).iter().enumerate() {
         rules.add(index, rule)?;
     }
-    if rules.added > LINEAR_NAMES {
-        rules
-            .filter
+    // Before libseccomp sees them: the time it takes grows with the square of their number, and worse.
+    let values = rules.compared_values();
+    if values > MAX_INSTRUCTIONS {
+        return Err(Error::TooManyValues(values));
+    }
+    rules.add_to(&mut filter)?;
+    if rules.kept.len() > LINEAR_NAMES {
+        filter
             .set_ctl_optimize(2)
             .map_err(library("seccomp_attr_set(SCMP_FLTATR_CTL_OPTIMIZE, 2)"))?;
     }
@@ -66,8 +65,9 @@ pub fn compile(profile: &LinuxSeccomp) -> Result<Compiled, Error> {
         Vec::new()
     };
     let mut instructions: Vec<u8> = stub.into_iter().flat_map(Instruction::encode).collect();
-    instructions.extend(export(&rules.filter)?);
+    instructions.extend(export(&filter)?);
     let length = instructions.len() / Instruction::SIZE;
+    debug_assert!(values <= length, "{values} values in {length} instructions");
     if length > MAX_INSTRUCTIONS {
         return Err(Error::TooLong(length));
     }
@@ -149,20 +149,41 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>, field: impl FnOnce() -
 }
 
 /// The rules on their way into libseccomp.
-struct Rules {
-    filter: ScmpFilterContext,
+struct Rules<'a> {
     default: ScmpAction,
     seen: HashSet<(ScmpSyscall, ScmpAction, Vec<ScmpArgCompare>)>,
     unknown: Vec<String>,
-    added: usize,
+    unknown_before: HashSet<&'a str>,
+    kept: Vec<Kept<'a>>,
 }
 
-impl Rules {
-    fn add(&mut self, index: usize, rule: &LinuxSyscall) -> Result<(), Error> {
+/// What libseccomp is given for one call of it.
+struct Kept<'a> {
+    index: usize,
+    name: &'a str,
+    number: ScmpSyscall,
+    action: ScmpAction,
+    conditions: Vec<ScmpArgCompare>,
+    /// The first argument that is compared, and with what.
+    first: Option<(usize, u64)>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(default: ScmpAction) -> Self {
+        Self {
+            default,
+            seen: HashSet::new(),
+            unknown: Vec::new(),
+            unknown_before: HashSet::new(),
+            kept: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, index: usize, rule: &'a LinuxSyscall) -> Result<(), Error> {
         let action = action(rule.action(), rule.errno_ret(), || {
             format!("syscalls[{index}].errnoRet")
         })?;
-        let conditions = conditions(index, rule.args().as_deref().unwrap_or_default())?;
+        let alternatives = conditions(index, rule.args().as_deref().unwrap_or_default())?;
         for name in rule.names() {
             if name.is_empty() {
                 return Err(Error::EmptyName { index });
@@ -176,46 +197,75 @@ impl Rules {
                 continue;
             }
             let Ok(number) = ScmpSyscall::from_name(name) else {
-                if !self.unknown.contains(name) {
+                if self.unknown_before.insert(name) {
                     self.unknown.push(name.clone());
                 }
                 continue;
             };
-            for alternative in &conditions {
-                self.add_one(number, action, alternative)
-                    .map_err(|source| Error::Rule {
+            for Alternative { conditions, first } in &alternatives {
+                // A repeated rule changes nothing (youki#3479 is what happens to those who ask libseccomp about it).
+                if self.seen.insert((number, action, conditions.clone())) {
+                    self.kept.push(Kept {
                         index,
-                        name: name.clone(),
-                        source,
-                    })?;
+                        name,
+                        number,
+                        action,
+                        conditions: conditions.clone(),
+                        first: *first,
+                    });
+                }
             }
         }
         Ok(())
     }
 
-    fn add_one(
-        &mut self,
-        number: ScmpSyscall,
-        action: ScmpAction,
-        conditions: &[ScmpArgCompare],
-    ) -> Result<(), libseccomp::error::SeccompError> {
-        // A repeated rule changes nothing (youki#3479 is what happens to those who ask libseccomp about it).
-        if !self.seen.insert((number, action, conditions.to_vec())) {
-            return Ok(());
+    /// How many values the program has to compare arguments with, and so a bound that its instructions can't be fewer than:
+    /// an instruction has room for one value. Whatever libseccomp merges, the first comparison of a rule stays, unless
+    /// another rule is about every call of that name.
+    fn compared_values(&self) -> usize {
+        let mut of_call: BTreeMap<i32, Option<Vec<(usize, u32)>>> = BTreeMap::new();
+        // libseccomp numbers a call that the architecture doesn't have below zero, and makes nothing of it.
+        for kept in self.kept.iter().filter(|kept| i32::from(kept.number) >= 0) {
+            let values = of_call
+                .entry(i32::from(kept.number))
+                .or_insert_with(|| Some(Vec::new()));
+            match (kept.first, values) {
+                // Its lower half: the upper one has an instruction of its own only on 64-bit architectures.
+                (Some((argument, value)), Some(values)) => values.push((argument, value as u32)),
+                (Some(_), None) => {}
+                (None, values) => *values = None,
+            }
         }
-        if conditions.is_empty() {
-            self.filter.add_rule(action, number)?;
-        } else {
-            self.filter.add_rule_conditional(action, number, conditions)?;
+        let values = of_call.into_values().flatten().flatten();
+        values.collect::<HashSet<_>>().len()
+    }
+
+    fn add_to(&self, filter: &mut ScmpFilterContext) -> Result<(), Error> {
+        for kept in &self.kept {
+            let added = match kept.conditions.as_slice() {
+                [] => filter.add_rule(kept.action, kept.number),
+                conditions => filter.add_rule_conditional(kept.action, kept.number, conditions),
+            };
+            added.map_err(|source| Error::Rule {
+                index: kept.index,
+                name: kept.name.into(),
+                source,
+            })?;
         }
-        self.added += 1;
         Ok(())
     }
 }
 
+/// What one call of libseccomp matches.
+struct Alternative {
+    conditions: Vec<ScmpArgCompare>,
+    /// The argument with the lowest index, which libseccomp compares first, and with what.
+    first: Option<(usize, u64)>,
+}
+
 /// The alternatives that match a rule with `args`: one with all of them, except that two conditions on the same argument
 /// make every condition an alternative of its own, as in runc (and in Docker's profiles, which rely on it).
-fn conditions(index: usize, args: &[LinuxSeccompArg]) -> Result<Vec<Vec<ScmpArgCompare>>, Error> {
+fn conditions(index: usize, args: &[LinuxSeccompArg]) -> Result<Vec<Alternative>, Error> {
     let mut conditions = Vec::with_capacity(args.len());
     let mut used = [false; 6];
     let mut repeated = false;
@@ -240,11 +290,29 @@ fn conditions(index: usize, args: &[LinuxSeccompArg]) -> Result<Vec<Vec<ScmpArgC
                 (ScmpCompareOp::MaskedEqual(arg.value()), arg.value_two().unwrap_or(0))
             }
         };
-        conditions.push(ScmpArgCompare::new(arg.index() as u32, operator, value));
+        // Of what is masked, only those bits are left in the instruction.
+        let compared = match operator {
+            ScmpCompareOp::MaskedEqual(mask) => value & mask,
+            _ => value,
+        };
+        conditions.push((
+            ScmpArgCompare::new(arg.index() as u32, operator, value),
+            (arg.index(), compared),
+        ));
     }
     Ok(match repeated {
-        true => conditions.into_iter().map(|condition| vec![condition]).collect(),
-        false => vec![conditions],
+        true => conditions
+            .into_iter()
+            .map(|(condition, first)| Alternative {
+                conditions: vec![condition],
+                first: Some(first),
+            })
+            .collect(),
+        false => {
+            let (conditions, compared): (Vec<_>, Vec<_>) = conditions.into_iter().unzip();
+            let first = compared.into_iter().min_by_key(|(argument, _)| *argument);
+            vec![Alternative { conditions, first }]
+        }
     })
 }
 

@@ -179,6 +179,12 @@ pub enum Error {
     /// The program can't be fetched from libseccomp.
     #[error("linux.seccomp: exporting the program: {0}")]
     Export(#[from] std::io::Error),
+    /// The kernel takes no more than 4096 instructions, and each of these values needs one.
+    #[error(
+        "linux.seccomp.syscalls: the rules compare arguments with {0} different values, each of which needs a BPF instruction; \
+         the kernel takes 4096 instructions"
+    )]
+    TooManyValues(usize),
     /// The kernel takes no more than 4096 instructions.
     #[error("linux.seccomp: the profile needs {0} BPF instructions, the kernel takes 4096")]
     TooLong(usize),

@@ -3,7 +3,9 @@
 use proa::launch::inspect;
 use proa_executor::wasm::{WasmHandler, inspection};
 
-fn main() -> std::process::ExitCode {
+proa_sys::main!(run);
+
+fn run() -> std::process::ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let verb = arguments
         .iter()

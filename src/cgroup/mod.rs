@@ -22,6 +22,7 @@ pub(crate) mod fuzz;
 mod limits;
 mod mounts;
 mod paths;
+mod signal;
 mod stats;
 mod stats_v1;
 mod stats_v2;
@@ -310,7 +311,7 @@ impl Cgroup {
         // Frozen, the cgroup can't fork faster than it is read. (A container without a freezer gets the best there is.)
         let was_frozen = self.is_frozen()?;
         let froze = !killed && !was_frozen && self.freeze().is_ok();
-        let sent = self.pids().and_then(|pids| tree::signal(&pids, signal));
+        let sent = signal::send(|| self.pids(), signal);
         // A v1 freezer keeps even SIGKILL waiting.
         let thawed = if froze || (was_frozen && signal == Signal::SIGKILL) {
             self.thaw()

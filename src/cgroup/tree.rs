@@ -4,7 +4,6 @@ use super::Error;
 use super::file::Dir;
 use super::walk::{self, Found};
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkdir};
 use proa_sys::errno::Raw;
@@ -64,24 +63,6 @@ pub(super) fn pids(path: &Path) -> Result<Vec<Pid>, Error> {
         Found::Ours(walk) => walk.pids(),
         Found::Another | Found::Nothing => Ok(Vec::new()),
     }
-}
-
-/// Sends `signal` to each of `pids`; who is gone needs none.
-pub(super) fn signal(pids: &[Pid], signal: Signal) -> Result<(), Error> {
-    for pid in pids {
-        match kill(*pid, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(errno) => {
-                let path = PathBuf::from(format!("{signal} {pid}"));
-                return Err(Error::Call {
-                    call: "kill",
-                    path,
-                    errno,
-                });
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Removes a cgroup with those below it, waiting for processes that are about to leave.

@@ -1,6 +1,6 @@
 //! The limits on cgroup v2: which file gets what, in which order; and enabling controllers on the way down.
 
-use super::devices::{Access, Emulator, Rule};
+use super::devices::{Emulator, Rule};
 use super::file::{self, Dir};
 use super::limits::{Limits, THROTTLES, blkio_to_io_weight};
 use super::v1::{check_usage, hugetlb, rdma};
@@ -327,13 +327,13 @@ fn enable_hugetlb(cgroup: &Path) -> Result<(), Error> {
 
 /// Loads the device rules as a program and attaches it. `fresh`: the cgroup is new and has none yet.
 pub(super) fn devices(path: &Path, rules: &[Rule], fresh: bool, rootless: bool) -> Result<(), Error> {
-    let program = filter::program(&Emulator::new(rules)?);
-    match attach(path, &program, fresh) {
-        // Without the right to use bpf(2) (a user namespace) the kernel already keeps device nodes out of reach; with
-        // rules that only allow, nothing is lost. Anything else must not be dropped.
+    let wanted = Emulator::new(rules)?;
+    match attach(path, &filter::program(&wanted), fresh) {
+        // Without the right to use bpf(2) (a user namespace) the kernel already keeps device nodes out of reach; if all is
+        // allowed, nothing is lost. Anything else must not be dropped: rules that only allow deny what they don't name.
         Err(Error::Bpf {
             errno: Errno::EPERM, ..
-        }) if rootless || rules.iter().all(|rule| rule.allow && rule.access == Access::ALL) => Ok(()),
+        }) if rootless || wanted.allows_all() => Ok(()),
         result => result,
     }
 }

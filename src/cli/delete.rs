@@ -16,6 +16,9 @@ pub(super) fn run(globals: &Globals, args: liboci_cli::Delete) -> Result<u8, Err
     };
     let ended = !locked.alive();
     if force {
+        if let Err(error) = locked.require_known() {
+            tracing::warn!("{error}: what it has that this proa does not know of is left");
+        }
         // Even if init has ended: without a pid namespace of its own, there may be others left.
         locked.kill()?;
     } else if locked.require(Action::Delete)? != Status::Stopped {

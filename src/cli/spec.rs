@@ -3,6 +3,7 @@
 use super::{Error, Globals, SPEC_VERSION};
 use std::fs::File;
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const TEMPLATE: &str = include_str!("spec.json.in");
@@ -47,7 +48,10 @@ fn write(path: &Path, text: &str) -> Result<(), SpecError> {
         path: path.into(),
         source,
     };
-    let mut file = File::create_new(path).map_err(|source| match source.kind() {
+    let mut options = File::options();
+    // Who writes to it says what a container may do: nobody else, whatever the umask.
+    let new = options.write(true).create_new(true).mode(0o644).open(path);
+    let mut file = new.map_err(|source| match source.kind() {
         ErrorKind::AlreadyExists => SpecError::Exists(path.into()),
         _ => failed(source),
     })?;

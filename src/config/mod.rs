@@ -86,7 +86,7 @@ impl Config {
 
     /// Reads the configuration at `path`.
     pub fn load_file(path: &Path) -> Result<Self, Error> {
-        let raw = std::fs::read(path).map_err(|source| match source.kind() {
+        let raw = crate::files::read(path).map_err(|source| match source.kind() {
             ErrorKind::NotFound => Error::NotFound {
                 file: path.file_name().unwrap_or_default().to_string_lossy().into(),
                 dir: path.parent().unwrap_or(Path::new("/")).into(),

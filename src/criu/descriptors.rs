@@ -101,7 +101,7 @@ pub fn load(directory: &Path) -> Result<Vec<(i32, String)>, Error> {
         path: path.clone(),
         source,
     };
-    let text = std::fs::read(&path).map_err(|error| failed("open", error))?;
+    let text = crate::files::read(&path).map_err(|error| failed("open", error))?;
     let streams: Option<Vec<String>> = serde_json::from_slice(&text).map_err(|error| failed("parse", error.into()))?;
     let numbered = (0..3).zip(streams.unwrap_or_default());
     Ok(numbered.filter(|(_, stream)| stream.contains("pipe:")).collect())

@@ -10,7 +10,7 @@ const BEFORE: usize = 5;
 
 /// Quotes what `path` says of errors to our log, as runc does, and returns the first of them: the others follow from it.
 pub fn quote(path: &Path) -> Option<String> {
-    let text = match std::fs::read(path) {
+    let text = match crate::files::read(path) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) => {
             tracing::warn!("open {}: {error}", path.display());

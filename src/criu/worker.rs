@@ -3,14 +3,13 @@
 use super::Error;
 use super::rpc::{Features, Notify, Options, Request, RequestType, Response};
 use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, recvmsg, send, shutdown,
-    socketpair,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, send, shutdown, socketpair};
 use nix::unistd::Pid;
 use proa_sys::errno::Raw;
 use prost::Message;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
@@ -98,25 +97,24 @@ impl Worker {
 
     fn receive(&mut self) -> Result<(Response, Option<OwnedFd>), Error> {
         let mut buffer = vec![0; ANSWER];
-        let mut control = nix::cmsg_space!(RawFd);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let (length, descriptor) = loop {
-            let mut parts = [IoSliceMut::new(&mut buffer)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-            let message = match recvmsg::<UnixAddr>(self.socket(), &mut parts, Some(&mut control), flags) {
-                Ok(message) => message,
-                Err(Errno::EINTR) => continue,
-                Err(Errno::ECONNRESET) => return Err(Error::Gone(self.end()?)),
-                Err(errno) => return Err(Error::call("recvmsg(criu)")(errno)),
+            let Some(socket) = &self.socket else {
+                return Err(Error::Gone(self.end()?));
             };
-            let mut descriptor = None;
-            for part in message.cmsgs().map_err(Error::call("recvmsg(criu)"))? {
-                if let ControlMessageOwned::ScmRights(fds) = part {
-                    for fd in fds {
-                        descriptor = Some(proa_sys::fd::inherit(fd).map_err(Error::call("recvmsg(criu, SCM_RIGHTS)"))?);
-                    }
-                }
-            }
-            if message.flags.contains(MsgFlags::MSG_TRUNC) {
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let mut parts = [IoSliceMut::new(&mut buffer)];
+            let message = match recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Ok(message) => message,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(rustix::io::Errno::CONNRESET) => return Err(Error::Gone(self.end()?)),
+                Err(errno) => return Err(Error::call("recvmsg(criu)")(errno.raw())),
+            };
+            let descriptor = control.drain().find_map(|part| match part {
+                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+                _ => None,
+            });
+            if message.flags.contains(ReturnFlags::TRUNC) {
                 return Err(Error::Response(format!("it is longer than {ANSWER} bytes")));
             }
             break (message.bytes, descriptor);

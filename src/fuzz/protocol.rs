@@ -2,7 +2,7 @@
 
 use super::Bytes;
 use crate::launch::channel::{Channel, Message};
-use crate::launch::handover::Handover;
+use crate::launch::handover::{Handover, VERSION};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -22,7 +22,8 @@ pub fn protocol(data: &[u8]) {
             handover(&[&(json.len() as u64).to_ne_bytes(), json, program].concat());
         }
         Some((b'E', rest)) => {
-            let mut document = serde_json::from_str(HANDOVER).expect("valid");
+            let mut document: serde_json::Value = serde_json::from_str(HANDOVER).expect("valid");
+            document["proa"] = VERSION.into();
             Bytes(rest).edit(&mut document);
             let json = document.to_string().into_bytes();
             handover(&[&(json.len() as u64).to_ne_bytes(), json.as_slice()].concat());

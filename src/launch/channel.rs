@@ -35,6 +35,19 @@
 //! confined, so that a seccomp profile need not allow, and an agent
 //! need not answer, more than with runc.
 //!
+//! After `create`, start.sock takes the channel's place, and whoever connects may be a proa of another version: one came in place
+//! of the other meanwhile. It is the one place where two versions talk; everything else is between a proa and the executable
+//! that it has just started ([`super::handover`] refuses one of another version).
+//!
+//! ```text
+//!   start                                   init
+//!     | --- Start(version) -----------------> |   the newest that start speaks
+//!     | <-- Starting(version) --------------- |   the lower one of that and init's own; both go on in it
+//!     | <-- Log, Listener, Failed, … -------- |
+//! ```
+//!
+//! The versions are those of [`crate::state::VERSION`]; of version 0 both messages have no number.
+//!
 //! Wherever a report is due, `Failed(text)` may come instead, after which init ends; instead of the end of file,
 //! `Unexecutable(text)`.
 
@@ -98,10 +111,10 @@ pub enum Message {
     Go,
     /// Go on without what was asked for.
     Without,
-    /// Execute the program.
-    Start,
-    /// A `start` arrived over start.sock and is being carried out.
-    Starting,
+    /// Execute the program. Over start.sock, the newest version of this language that the sender speaks.
+    Start(u32),
+    /// A `start` arrived over start.sock and is being carried out; what follows is of this version.
+    Starting(u32),
 }
 
 /// Why a message could not be exchanged.
@@ -169,8 +182,14 @@ impl Channel {
             Message::Unexecutable(text) => (b'X', text),
             Message::Go => (GO, ""),
             Message::Without => (WITHOUT, ""),
-            Message::Start => (b'S', ""),
-            Message::Starting => (b'A', ""),
+            Message::Start(version) => {
+                number = version.to_string();
+                (b'S', &number)
+            }
+            Message::Starting(version) => {
+                number = version.to_string();
+                (b'A', &number)
+            }
         };
         let mut bytes = vec![tag];
         bytes.extend_from_slice(cut(text).as_bytes());
@@ -227,8 +246,8 @@ impl Channel {
             b'X' => Message::Unexecutable(text),
             GO => Message::Go,
             WITHOUT => Message::Without,
-            b'S' => Message::Start,
-            b'A' => Message::Starting,
+            b'S' => Message::Start(version(text)?),
+            b'A' => Message::Starting(version(text)?),
             _ => return Err(Error::Unexpected(format!("{} {text}", char::from(tag)))),
         }))
     }
@@ -316,6 +335,14 @@ fn failed(call: &'static str) -> impl FnOnce(rustix::io::Errno) -> Error {
     }
 }
 
+/// Before there were versions, nothing stood there.
+fn version(text: String) -> Result<u32, Error> {
+    match text.as_str() {
+        "" => Ok(0),
+        number => number.parse().map_err(|_| Error::Unexpected(text)),
+    }
+}
+
 /// `NUMBER KEY TARGET`
 fn code(text: &str) -> Option<Message> {
     let mut parts = text.splitn(3, ' ');
@@ -342,6 +369,8 @@ mod tests {
         a.send(&Message::Child(42)).unwrap();
         a.send(&Message::Listener(7)).unwrap();
         a.send(&Message::MapIds(3, 9)).unwrap();
+        a.send(&Message::Start(7)).unwrap();
+        nix::unistd::write(&a, b"A").unwrap();
         let target = Target::from_text("engine x\ncpu y z\n");
         let key = Key::new([7; 32], &target);
         a.send(&Message::Code(4, key, target.clone())).unwrap();
@@ -350,6 +379,11 @@ mod tests {
         assert!(matches!(b.receive().unwrap(), Some(Message::Child(42))));
         assert!(matches!(b.receive().unwrap(), Some(Message::Listener(7))));
         assert!(matches!(b.receive().unwrap(), Some(Message::MapIds(3, 9))));
+        assert!(matches!(b.receive().unwrap(), Some(Message::Start(7))));
+        assert!(
+            matches!(b.receive().unwrap(), Some(Message::Starting(0))),
+            "of before there were versions"
+        );
         match b.receive().unwrap() {
             Some(Message::Code(4, other, same)) => assert_eq!((other, same), (key, target)),
             other => panic!("{other:?}"),
@@ -399,8 +433,9 @@ mod tests {
         nix::unistd::write(&a, b"Cx").unwrap();
         nix::unistd::write(&a, b"I7").unwrap();
         nix::unistd::write(&a, b"K4 ../../etc/passwd x").unwrap();
+        nix::unistd::write(&a, b"S-1").unwrap();
         nix::unistd::write(&a, b"?").unwrap();
-        for _ in 0..4 {
+        for _ in 0..5 {
             assert!(matches!(b.receive(), Err(Error::Unexpected(_))));
         }
     }

@@ -194,7 +194,11 @@ impl<'a> Dump<'a> {
 /// `--status-fd`, which has to be open and writable.
 fn status_fd(number: RawFd) -> Result<OwnedFd, Error> {
     let failed = |problem: String| Error::StatusFd { number, problem };
-    let fd = proa_sys::fd::inherit(number).map_err(|errno| failed(errno.desc().to_lowercase()))?;
+    let fd = proa_sys::fd::claim(number).map_err(|errno| match proa_sys::fd::is_open(number) {
+        // The log's, say.
+        true => failed("it is not one that was open when proa was started".into()),
+        false => failed(errno.desc().to_lowercase()),
+    })?;
     let flags = rustix::fs::fcntl_getfl(fd.as_fd()).map_err(|errno| failed(errno.to_string()))?;
     if (flags & rustix::fs::OFlags::RWMODE) == rustix::fs::OFlags::RDONLY {
         return Err(failed("not writable".into()));

@@ -201,19 +201,21 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
     )?;
     let offer = terminal::offer(detach, plan.process.terminal, options.console_socket.as_deref())?;
 
-    let mut making = Making::default();
-    let mut record = making.reserve(store, &config, &plan, &host)?;
-    let (Some(reservation), Some(cgroup)) = (&making.reservation, &mut making.cgroup) else {
-        unreachable!("reserve() made both");
-    };
-
-    plan.rootfs.set_cgroup(cgroup.path(""));
-
+    // Compiling one may take seconds, in which nothing of the container is to be in anybody's way.
     let filter = plan
         .seccomp
         .as_ref()
         .map(|profile| parent::filter(profile, store))
         .transpose()?;
+
+    let mut making = Making::default();
+    let mut record = making.reserve(store, &config, &plan, &host)?;
+    let (Some(reservation), Some(cgroup)) = (&mut making.reservation, &mut making.cgroup) else {
+        unreachable!("reserve() made both");
+    };
+
+    plan.rootfs.set_cgroup(cgroup.path(""));
+
     let socket = match start {
         StartBy::Socket => Some(reservation.listen_start()?),
         StartBy::Channel => None,
@@ -236,10 +238,9 @@ pub(super) fn make(store: &Store, options: &CreateOptions, order: Order<'_>) -> 
         preserve,
         inherit: &inherit,
         filter: filter.as_ref(),
-        lock: reservation.lock_number(),
+        reservation,
         sources: &sources,
         page: page.as_ref(),
-        reservation,
     };
     let (init, channel, early) = request
         .spawn(&mut plan, &mut record, &image, cgroup, &host, &mut making.init)
@@ -333,10 +334,9 @@ struct Spawning<'a> {
     preserve: u32,
     inherit: &'a [RawFd],
     filter: Option<&'a Filter>,
-    lock: Option<RawFd>,
+    reservation: &'a mut Reservation,
     sources: &'a Sources,
     page: Option<&'a OwnedFd>,
-    reservation: &'a Reservation,
 }
 
 /// What the parent has to do for a new process before that may go on.
@@ -371,7 +371,7 @@ impl Settling {
 impl Spawning<'_> {
     /// Clones, and does from outside what the new process can't: id maps, the systemd scope, network devices.
     fn spawn(
-        &self,
+        self,
         plan: &mut Plan,
         record: &mut Record,
         image: &Image,
@@ -387,9 +387,13 @@ impl Spawning<'_> {
         let handover = self.handover(plan, record, image, middle, &joins);
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
-        birth.abandon = self.lock.into_iter().chain([channel.as_raw_fd()]).collect();
         birth.title = spawn::title_room(&plan.process.guest);
-        let mut child = spawn::spawn(image, &birth, &init, &memfd)?;
+        let mut ours = Some(channel);
+        let mut child = spawn::spawn(image, &birth, &init, &memfd, || {
+            ours = None;
+            self.reservation.abandon();
+        })?;
+        let channel = ours.ok_or(Error::InitGone)?;
         *newborn = Newborn::of(child.pid);
         drop(init);
 
@@ -469,6 +473,7 @@ impl Spawning<'_> {
     ) -> Handover {
         let namespaces = &plan.namespaces;
         Handover {
+            proa: super::handover::VERSION.into(),
             image: image.numbers().collect(),
             middle,
             join: joins

@@ -84,7 +84,7 @@ pub fn exec(store: &Store, container: &Container, config: &Config, options: &Exe
     newborn.keep();
     match signals {
         None => Ok(0),
-        Some(signals) => foreground::supervise(child.pid, signals, master, None),
+        Some(signals) => foreground::supervise(&child, signals, master, None),
     }
 }
 
@@ -143,6 +143,7 @@ impl Request<'_> {
         birth.enter(entry);
         let loaded = image.as_ref().ok_or(Error::InitGone)?;
         let handover = Handover {
+            proa: super::handover::VERSION.into(),
             image: loaded.numbers().collect(),
             middle,
             join: Vec::new(),
@@ -170,10 +171,11 @@ impl Request<'_> {
         let has_middle = handover.middle.is_some();
         let memfd = handover.write(self.filter.map(|filter| &filter.program))?;
         let (channel, init) = Channel::pair()?;
-        birth.abandon = vec![channel.as_raw_fd()];
         birth.title = spawn::title_room(&self.plan.guest);
         let mut early = Vec::new();
-        let mut child = spawn::spawn(loaded, &birth, &init, &memfd)?;
+        let mut ours = Some(channel);
+        let mut child = spawn::spawn(loaded, &birth, &init, &memfd, || ours = None)?;
+        let channel = ours.ok_or(Error::InitGone)?;
         *newborn = Newborn::of(child.pid);
         drop(init);
         if let Some(below) = attach {

@@ -7,8 +7,9 @@ use crate::state::{self, Store};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::Pid;
+use proa_sys::clone::Child;
 use proa_sys::errno::Raw;
 use rustix::termios::{OptionalActions, Termios};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,7 +27,10 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
         return Err(error.seen(|| show(master.as_ref(), created.record.terminal)));
     }
     start::poststart(&created.config, &created.record)?;
-    let pid = created.init.pid;
+    let init = Child {
+        pid: created.init.pid,
+        pidfd: created.init.pidfd.take(),
+    };
     let (record, config) = created.keep();
     let Some(signals) = signals else {
         if let Some(listener) = listener {
@@ -34,7 +38,7 @@ pub fn run(store: &Store, options: &CreateOptions, run: RunOptions) -> Result<u8
         }
         return Ok(0);
     };
-    let status = supervise(pid, signals, master, listener)?;
+    let status = supervise(&init, signals, master, listener)?;
     if run.keep {
         // Nothing is to be said of one that somebody has deleted meanwhile.
         if let Ok(container) = store.open(&record.id) {
@@ -84,14 +88,15 @@ impl Signals {
     }
 }
 
-/// Waits for `pid`, a child of this process, and returns its exit status, or 128 and the signal that ended it.
+/// Waits for `init`, a child of this process, and returns its exit status, or 128 and the signal that ended it.
 /// `listener` hears when the container is ready; the service's main process is then this one.
 pub fn supervise(
-    pid: Pid,
+    init: &Child,
     signals: Signals,
     master: Option<OwnedFd>,
     mut listener: Option<Listener>,
 ) -> Result<u8, Error> {
+    let pid = init.pid;
     let mut terminal = master.map(Terminal::new).transpose()?;
     // It may have ended before its SIGCHLD could be read.
     let mut status = reap(pid)?;
@@ -112,7 +117,7 @@ pub fn supervise(
         while let Some(info) = signals.0.read_signal().map_err(Error::call("read of the signalfd"))? {
             match info.ssi_signo as i32 {
                 libc::SIGCHLD => status = status.or(reap(pid)?),
-                signal => deliver(pid, signal, terminal.as_ref()),
+                _ => deliver(init, status.is_some(), &info, terminal.as_ref()),
             }
         }
     }
@@ -138,17 +143,27 @@ fn listens_on(listener: &Listener) -> bool {
     }
 }
 
-/// Passes a signal that this process got on to the container's.
-fn deliver(pid: Pid, signal: i32, terminal: Option<&Terminal>) {
+/// Passes a signal that this process got on to the container's, with the value that sigqueue(3) gave it. Of several that came
+/// at once the real-time ones follow SIGCHLD, which may have told of the process's end: a pidfd is of that process for ever,
+/// a number that is `reaped` may be somebody else's.
+fn deliver(init: &Child, reaped: bool, info: &siginfo, terminal: Option<&Terminal>) {
+    let (pid, signal) = (init.pid, info.ssi_signo as i32);
+    let send = || match (&init.pidfd, info.ssi_code) {
+        (Some(pidfd), libc::SI_QUEUE) => proa_sys::signal::pidfd_queue(pidfd.as_fd(), signal, info.ssi_ptr as usize),
+        (Some(pidfd), _) => proa_sys::signal::pidfd_send(pidfd.as_fd(), signal),
+        (None, _) if reaped => Err(Errno::ESRCH),
+        // Before Linux 5.3. Until it is reaped the number is its own.
+        (None, _) => proa_sys::signal::kill(pid.as_raw(), signal),
+    };
     match (signal, terminal) {
         (libc::SIGWINCH, Some(terminal)) => terminal.resize(),
         // Ours: a reader of our output is gone, or we may not use our own terminal just now.
         (libc::SIGPIPE | libc::SIGTTIN | libc::SIGTTOU, _) => {}
-        _ => match proa_sys::signal::kill(pid.as_raw(), signal) {
+        _ => match send() {
             // ESRCH: it just ended; SIGCHLD follows.
             Ok(()) | Err(Errno::ESRCH) => {}
             // A rootless container's process may have become somebody else; it goes on, and so does who waits for it.
-            Err(errno) => tracing::warn!("kill({pid}, {signal}): {errno}"),
+            Err(errno) => tracing::warn!("signal {signal} to {pid}: {errno}"),
         },
     }
 }

@@ -12,9 +12,21 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
+/// The version of proa that this executable belongs to.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What every version of the plan has.
+#[derive(Deserialize)]
+struct Form {
+    proa: String,
+}
+
 /// Everything init needs to know.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Handover {
+    /// The version of proa. The Wasm hull is a file of its own, and may be another version's for a moment while both are
+    /// being replaced.
+    pub proa: String,
     /// What the init image was loaded from, to be closed once the engine is loaded: these lead to the host.
     pub image: Vec<RawFd>,
     /// Set if this process can't be the container's init yet (see [`crate::namespace::Plan::needs_middle`]).
@@ -99,6 +111,12 @@ pub enum Error {
     /// It is neither of a container nor of a process that joins one.
     #[error("the init's plan has no root file system")]
     NoRoot,
+    /// The executable belongs to another proa.
+    #[error(
+        "the init's plan is of proa {0}, and this executable of proa {VERSION}: both have to be of one release (is one being \
+         installed just now?)"
+    )]
+    Version(String),
     /// The JSON can't be written or read.
     #[error("the init's plan: {0}")]
     Json(#[from] serde_json::Error),
@@ -141,10 +159,49 @@ impl Handover {
             return Err(short());
         }
         let (json, program) = rest.split_at(length);
+        let refuse = |proa: String| (proa != VERSION).then_some(Error::Version(proa));
+        let plan = serde_json::from_slice::<Self>(json).map_err(|error| {
+            // What it lacks or has too much may be what another version wrote.
+            let form = serde_json::from_slice::<Form>(json).ok();
+            form.and_then(|form| refuse(form.proa)).unwrap_or(error.into())
+        })?;
+        if let Some(error) = refuse(plan.proa.clone()) {
+            return Err(error);
+        }
         let program = match program {
             [] => None,
             bytes => Some(Program::decode(bytes).ok_or_else(short)?),
         };
-        Ok((serde_json::from_slice(json)?, program))
+        Ok((plan, program))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(document: &serde_json::Value) -> Result<(Handover, Option<Program>), Error> {
+        let json = document.to_string().into_bytes();
+        let memfd = nix::sys::memfd::memfd_create(c"test", nix::sys::memfd::MFdFlags::MFD_CLOEXEC).unwrap();
+        let mut file = File::from(memfd);
+        file.write_all(&(json.len() as u64).to_ne_bytes()).unwrap();
+        file.write_all(&json).unwrap();
+        Handover::read(file.into())
+    }
+
+    #[test]
+    fn a_plan_of_another_version_is_refused_by_name() {
+        let mut document: serde_json::Value = serde_json::from_str(include_str!("../fuzz/handover.json")).unwrap();
+        document["proa"] = VERSION.into();
+        read(&document).unwrap();
+        document["proa"] = "9.9.9".into();
+        let words = format!("the init's plan is of proa 9.9.9, and this executable of proa {VERSION}");
+        for _ in 0..2 {
+            let error = read(&document).unwrap_err().to_string();
+            assert!(error.starts_with(&words), "{error}");
+            document["preserve"] = "of another type".into();
+        }
+        document["proa"] = VERSION.into();
+        assert!(matches!(read(&document), Err(Error::Json(_))));
     }
 }

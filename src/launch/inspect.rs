@@ -423,7 +423,7 @@ pub fn main(
             None => answer(None),
             Some(number) => {
                 let guest: Guest = serde_json::from_reader(std::io::stdin().lock())?;
-                let file = File::from(proa_sys::fd::inherit(number)?);
+                let file = File::from(proa_sys::fd::claim(number)?);
                 answer(Some((&guest, &file)))
             }
         };

@@ -31,10 +31,10 @@ use std::path::{Path, PathBuf};
 /// open.
 pub fn preserved_descriptors(listen_fds: u32, preserve_fds: u32) -> Result<u32, Error> {
     let count = listen_fds.saturating_add(preserve_fds);
-    // What is close-on-exec was opened by proa itself (its log): nothing like that can have been inherited.
+    // One that is open may be proa's own (its log).
     match (3..RawFd::MAX)
         .zip(0..count)
-        .find(|(fd, _)| !proa_sys::fd::is_inheritable(*fd))
+        .find(|(fd, _)| !proa_sys::fd::is_inherited(*fd))
     {
         Some((fd, _)) => Err(Error::PreservedDescriptor { fd, count }),
         None => Ok(count),
@@ -80,6 +80,7 @@ pub fn resolve(config: &crate::config::Config, host: &Host, options: &CreateOpti
 /// What is known of the container before it exists.
 pub fn record(plan: &Plan, host: &Host, cgroup: cgroup::Saved) -> Result<Record, Error> {
     Ok(Record {
+        version: state::VERSION,
         oci_version: plan.oci_version.clone(),
         id: plan.id.clone(),
         pid: 0,
@@ -261,7 +262,7 @@ fn tell(channel: &Channel, send: impl FnOnce() -> Result<(), super::channel::Err
 /// Tells the process to execute its program. If it was killed meanwhile, that is how the program ended, as if it had been a
 /// moment later; if it failed, what it said is still to be read.
 pub fn tell_start(channel: &Channel) -> Result<(), Error> {
-    match channel.send(&Message::Start) {
+    match channel.send(&Message::Start(state::VERSION)) {
         Err(super::channel::Error::Call {
             errno: Errno::EPIPE, ..
         }) => Ok(()),
@@ -416,7 +417,7 @@ fn await_word(channel: &Channel, middle: Option<&OwnedFd>) -> Result<(), Error> 
 }
 
 /// A pidfd of a child of this process that was not waited for: the number is its own.
-fn pidfd_of(pid: Pid) -> Option<OwnedFd> {
+pub fn pidfd_of(pid: Pid) -> Option<OwnedFd> {
     let pid = rustix::process::Pid::from_raw(pid.as_raw())?;
     rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok()
 }
@@ -466,14 +467,15 @@ pub fn announce(pid_file: Option<&Path>, pidfd_socket: Option<&Path>, init: &Chi
     Ok(())
 }
 
-/// Readers see no file or the whole number: containerd reads it as soon as it is there.
+/// Readers see no file or the whole number: containerd reads it as soon as it is there. Nobody else may write to it, whatever
+/// the caller's umask: whose pid is in it gets the signals of a manager.
 fn write_pid_file(path: &Path, pid: Pid) -> std::io::Result<()> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().ok_or(std::io::ErrorKind::InvalidInput)?);
     let temporary: PathBuf = path.with_file_name(name);
     let open = || {
         let mut new = std::fs::OpenOptions::new();
-        new.write(true).create_new(true).mode(0o666).open(&temporary)
+        new.write(true).create_new(true).mode(0o644).open(&temporary)
     };
     let mut file = match open() {
         // Of one who was killed just here.

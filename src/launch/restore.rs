@@ -28,6 +28,7 @@ use proa_executor::recognise::{self, Evidence};
 use proa_sys::clone::Child;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 const LOG: &str = "restore.log";
@@ -103,10 +104,14 @@ pub fn restore(
         .run(opts, &namespaces)
         .map_err(|error| directories.explain(error))?;
     let pid = Pid::from_raw(record.pid);
-    parent::announce(create.pid_file.as_deref(), None, &Child { pid, pidfd: None })?;
+    let init = Child {
+        pid,
+        pidfd: parent::pidfd_of(pid),
+    };
+    parent::announce(create.pid_file.as_deref(), None, &init)?;
     making.keep();
     let Some(signals) = signals else { return Ok(0) };
-    let status = foreground::supervise(pid, signals, master, None)?;
+    let status = foreground::supervise(&init, signals, master, None)?;
     if foreground::delete(store, &record)? {
         start::poststop(&config, &record);
     }
@@ -169,7 +174,8 @@ impl Restoring<'_> {
     /// Has CRIU do it. Returns the record and, if this process shows it, the terminal's master.
     fn run(mut self, mut opts: Options, namespaces: &[OwnedFd]) -> Result<(Record, Option<OwnedFd>), Error> {
         let root = self.state_directory()?.join(ROOT);
-        std::fs::create_dir(&root).map_err(Error::path("mkdir", &root))?;
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&root);
+        made.map_err(Error::path("mkdir", &root))?;
         // CRIU wants it without symbolic links.
         let root = std::fs::canonicalize(&root).map_err(Error::path("realpath", &root))?;
         opts.root = Some(common::text(&root)?);

@@ -28,9 +28,6 @@ pub struct Birth {
     pub wait: bool,
     /// Descriptors that stay open over the execve(2), under the same numbers.
     pub inherit: Vec<RawFd>,
-    /// What the new process, a copy of this one, must not keep open: the lock of the container, which its creator's death has
-    /// to release, and the creator's end of the channel, whose end of file tells of it.
-    pub abandon: Vec<RawFd>,
     /// The bytes that the init image's arguments take at least: a Wasm guest's are put in their place (see [`title_room`]).
     pub title: usize,
 }
@@ -70,7 +67,16 @@ pub enum Error {
 }
 
 /// Clones. `init` is the new process's end of the channel, `plan` the memfd of the handover.
-pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Result<Child, Error> {
+///
+/// `abandon` runs in the new process, a copy of this one, and closes what that must not keep open: the lock of the container,
+/// which its creator's death has to release, and the creator's end of the channel, whose end of file tells of it.
+pub fn spawn(
+    image: &Image,
+    birth: &Birth,
+    init: &Channel,
+    plan: &OwnedFd,
+    abandon: impl FnOnce(),
+) -> Result<Child, Error> {
     let mut argv = image.argv.clone();
     for fd in [init.as_raw_fd(), plan.as_raw_fd()] {
         argv.push(CString::new(fd.to_string()).expect("a number has no null byte"));
@@ -85,6 +91,7 @@ pub fn spawn(image: &Image, birth: &Birth, init: &Channel, plan: &OwnedFd) -> Re
         Side::Parent(child) => return Ok(child),
         Side::Child { in_cgroup } => in_cgroup,
     };
+    abandon();
     let Err(error) = become_init(image, &argv, birth, init, plan, in_cgroup);
     // Nobody is left to be told if this fails too: the parent then reports an init that ended without a word.
     drop(init.send(&Message::Failed(error.to_string())));
@@ -121,9 +128,6 @@ fn become_init(
     plan: &OwnedFd,
     in_cgroup: bool,
 ) -> Result<Infallible, Error> {
-    for fd in &birth.abandon {
-        proa_sys::fd::abandon(*fd);
-    }
     let fallback = birth.into_fallback.iter().filter(|_| !in_cgroup);
     enter_cgroup(birth.join.iter().chain(fallback), birth.optional)?;
     if birth.wait && !init.wait_go()? {

@@ -4,7 +4,7 @@ use super::channel::{Channel, Message};
 use super::parent::Attendant;
 use super::{Error, hooks, parent, sdnotify};
 use crate::config::Config;
-use crate::state::{Action, Record, Refused, Store, process};
+use crate::state::{Action, Record, Refused, Store, VERSION, process};
 use nix::sys::socket::SockFlag;
 use nix::unistd::Pid;
 use oci_spec::runtime::Hook;
@@ -24,9 +24,14 @@ pub fn start(store: &Store, id: &str) -> Result<(), Error> {
     })?;
     let listener = sdnotify::Listener::bind(container.dir())?;
     let channel = Channel::from(socket);
-    channel.send(&Message::Start)?;
+    channel.send(&Message::Start(VERSION))?;
     match channel.receive()? {
-        Some(Message::Starting) => {}
+        Some(Message::Starting(0..=VERSION)) => {}
+        // It does not keep to what it was told.
+        Some(Message::Starting(version)) => {
+            let id = id.to_owned();
+            return Err(crate::state::Error::Newer { id, version }.into());
+        }
         Some(Message::Failed(text)) => return Err(Error::Init(text)),
         Some(other) => return Err(super::channel::Error::Unexpected(format!("{other:?}")).into()),
         None => {

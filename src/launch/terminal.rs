@@ -1,13 +1,12 @@
 //! A container's terminal, on the parent's side: where init sends the master.
 
 use super::{Error, parent};
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
-    socketpair,
-};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair};
 use proa_sys::errno::Raw;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// The two ends of what a terminal's master travels over.
@@ -57,25 +56,18 @@ impl Offer {
             errno,
         };
         let mut name = [0; 64];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut parts = [IoSliceMut::new(&mut name)];
-        let mut control = nix::cmsg_space!(RawFd);
-        let message = recvmsg::<UnixAddr>(
-            ours.as_raw_fd(),
-            &mut parts,
-            Some(&mut control),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        )
-        .map_err(failed)?;
-        for part in message.cmsgs().map_err(failed)? {
-            if let ControlMessageOwned::ScmRights(fds) = part
-                && let Some(fd) = fds.first()
-            {
-                let master = proa_sys::fd::inherit(*fd).map_err(failed)?;
-                keep_newlines(master.as_fd())?;
-                return Ok(Some(master));
-            }
-        }
-        Err(Error::InitGone)
+        rustix::net::recvmsg(&ours, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)
+            .map_err(|errno| failed(errno.raw()))?;
+        let received = control.drain().find_map(|part| match part {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        let master = received.ok_or(Error::InitGone)?;
+        keep_newlines(master.as_fd())?;
+        Ok(Some(master))
     }
 
     /// Gives `master` to whoever shows the terminal; returns it if that is this process.

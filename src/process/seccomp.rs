@@ -2,6 +2,7 @@
 
 use super::{Error, cache};
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use oci_spec::runtime::LinuxSeccomp;
 use proa_seccomp::{Program, Verdict};
 use proa_sys::security;
@@ -26,7 +27,7 @@ pub fn filter(profile: &LinuxSeccomp, cache: &Path) -> Result<Filter, Error> {
     let program = match cache::load(cache, &key) {
         Some(program) => program,
         None => {
-            let compiled = proa_seccomp::compile(profile)?;
+            let compiled = interruptible(|| proa_seccomp::compile(profile))??;
             for name in &compiled.unknown {
                 tracing::debug!("unknown seccomp syscall {name:?} ignored");
             }
@@ -99,6 +100,22 @@ const AFTER_ENTRY: [nix::libc::c_long; 21] = {
         SYS_execve,
     ]
 };
+
+/// Lets the signals that ask this process to end do so while it computes, which may take seconds: whoever waits in the
+/// foreground has blocked them, to pass them on to a container that does not exist yet.
+fn interruptible<T>(work: impl FnOnce() -> T) -> Result<T, Error> {
+    let failed = |source| Error::Call {
+        call: "sigprocmask(SIG_UNBLOCK, [HUP INT QUIT TERM])".into(),
+        source,
+    };
+    let ends = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+    let before = SigSet::from_iter(ends)
+        .thread_swap_mask(SigmaskHow::SIG_UNBLOCK)
+        .map_err(failed)?;
+    let done = work();
+    before.thread_set_mask().map_err(failed)?;
+    Ok(done)
+}
 
 /// Installs `filter` for the process. An init that becomes a native program has one thread; an engine may have started
 /// more, and a filter that misses one is no filter.

@@ -309,7 +309,7 @@ fn bind(scene: &Scene<'_>) -> Result<Laid, Error> {
     let recursive = options.has(Flag::REC);
     let nofollow = options.source_nofollow;
     let tree = match opened {
-        Some(fd) => Ok(proa_sys::fd::inherit(*fd).call(|| format!("fcntl({fd}, F_GETFD)"))?),
+        Some(fd) => Ok(proa_sys::fd::claim(*fd).call(|| format!("fcntl({fd}, F_GETFD)"))?),
         None if idmap.is_some() => sources::open_late(scene)?.ok_or(Errno::ENOSYS),
         None => tree::detached(Source::Path { path: source, nofollow }, recursive),
     };

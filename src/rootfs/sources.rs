@@ -35,6 +35,14 @@ impl Sources {
         self.opened.iter().map(AsRawFd::as_raw_fd)
     }
 
+    /// Leaves them to an init that is this very process.
+    #[cfg(test)]
+    pub(super) fn deposit(self) {
+        for fd in self.opened {
+            proa_sys::fd::deposit(fd);
+        }
+    }
+
     /// Answers init's question for the id map of `mounts[index]`, on the detached mount `tree`.
     pub fn map(&self, index: usize, tree: BorrowedFd<'_>) -> Result<(), Error> {
         let Some(late) = self.late.iter().find(|late| late.index == index) else {
@@ -164,7 +172,7 @@ pub(super) fn open(mount: &Mount, keep_shared: bool) -> Result<Option<OwnedFd>, 
 /// The user namespace that has the id map.
 fn mapped(idmap: &Idmap) -> Result<Option<OwnedFd>, Error> {
     Ok(Some(match (idmap.opened, &idmap.maps, &idmap.path) {
-        (Some(fd), ..) => proa_sys::fd::inherit(fd).call(|| format!("fcntl({fd}, F_GETFD)"))?,
+        (Some(fd), ..) => proa_sys::fd::claim(fd).call(|| format!("fcntl({fd}, F_GETFD)"))?,
         (None, Some((uids, gids)), _) => {
             user_namespace(uids, gids).call(|| format!("clone(CLONE_NEWUSER) with maps {uids:?} and {gids:?}"))?
         }

@@ -104,7 +104,7 @@ fn enter(bundle: &Path, spec: &Spec, options: Options) -> Result<(), Error> {
 
 fn ready(bundle: &Path, spec: &Spec, options: Options) -> Result<Plan, Error> {
     let mut plan = super::plan(spec, bundle, &HOST, options)?;
-    std::mem::forget(open_sources(&mut plan)?);
+    open_sources(&mut plan)?.deposit();
     Ok(serde_json::from_slice(&serde_json::to_vec(&plan).unwrap()).unwrap())
 }
 

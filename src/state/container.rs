@@ -1,7 +1,7 @@
 //! One container's directory: reserved, read, locked, changed, removed.
 
 use super::lock::Lock;
-use super::{Action, Creator, Error, Record, Status, process, require};
+use super::{Action, Creator, Error, Record, Status, VERSION, process, require};
 use crate::cgroup::Cgroup;
 use crate::config::Config;
 use crate::process::rdt::{Group, Resctrl};
@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, fchmod};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -80,9 +80,11 @@ impl Reservation {
         self.save(record)
     }
 
-    /// The lock's descriptor, by number.
-    pub fn lock_number(&self) -> Option<RawFd> {
-        self.lock.as_ref().map(|lock| lock.as_raw_fd())
+    /// In a copy of the process that reserved it: closes the lock, which stays held by that one.
+    pub fn abandon(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            lock.abandon();
+        }
     }
 
     /// Makes the socket on which init will listen for `start`, for init to inherit.
@@ -239,8 +241,20 @@ impl Container {
         }
     }
 
-    /// Whether `action` may be done now.
+    /// Fails for a container of a newer proa ([`super::VERSION`]).
+    pub fn require_known(&self) -> Result<(), Error> {
+        match self.record.version {
+            0..=VERSION => Ok(()),
+            version => Err(Error::Newer {
+                id: self.record.id.clone(),
+                version,
+            }),
+        }
+    }
+
+    /// Whether `action` may be done now, and by this proa.
     pub fn require(&self, action: Action) -> Result<Status, Error> {
+        self.require_known()?;
         let status = self.status();
         require(action, self.id(), status)?;
         Ok(status)
@@ -506,11 +520,21 @@ fn remove_dir(dir: &Path) -> Result<(), Error> {
 
 fn load_record(dir: &Path) -> Result<Record, Error> {
     let path = dir.join(RECORD);
-    let raw = std::fs::read(&path).map_err(|error| match error.kind() {
+    let raw = crate::files::read_own(&path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => Error::NotFound,
         _ => Error::file("read", &path)(error),
     })?;
-    serde_json::from_slice(&raw).map_err(|source| Error::Corrupt { path, source })
+    serde_json::from_slice(&raw).map_err(|source| match serde_json::from_slice(&raw) {
+        Ok(Form { id, version }) if version > VERSION => Error::Newer { id, version },
+        _ => Error::Corrupt { path, source },
+    })
+}
+
+/// What every version of the record has.
+#[derive(serde::Deserialize)]
+struct Form {
+    id: String,
+    version: u32,
 }
 
 fn save_record(dir: &Path, record: &Record) -> Result<(), Error> {
@@ -567,6 +591,7 @@ mod tests {
 
     fn record(id: &str, pid: i32, start_time: u64) -> Record {
         Record {
+            version: VERSION,
             oci_version: "1.3.0".into(),
             id: id.into(),
             pid,
@@ -624,6 +649,33 @@ mod tests {
         );
         let left = std::fs::read_dir(container.dir()).unwrap().count();
         assert_eq!(left, 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn records_of_other_versions_are_read_or_refused_by_name() {
+        let dir = Dir::new("version");
+        let store = Store::new(&dir.0);
+        let reservation = store.reserve("c1").unwrap();
+        let mut json = serde_json::to_value(record("c1", i32::MAX, 1)).unwrap();
+        let mut open = |change: &dyn Fn(&mut serde_json::Map<String, serde_json::Value>)| {
+            change(json.as_object_mut().unwrap());
+            write_atomically(&reservation.dir().join(RECORD), json.to_string().as_bytes()).unwrap();
+            store.open("c1")
+        };
+        let of_before = open(&|json| drop(json.remove("version"))).unwrap();
+        assert_eq!(of_before.record.version, 0);
+        of_before.require(Action::Delete).unwrap();
+        // What is known of it is as good as ever: it can be looked at and signalled.
+        let newer = open(&|json| drop(json.insert("version".into(), 7.into()))).unwrap();
+        assert_eq!(newer.status(), Status::Stopped);
+        let error = newer.require(Action::Delete).unwrap_err().to_string();
+        let words = "container c1 was made by a newer proa (state version 7, this one knows 1 and older)";
+        assert!(error.starts_with(words), "{error}");
+        // One that can't be read is told by the same words, and not as damaged.
+        let unreadable = open(&|json| drop(json.remove("cgroup"))).unwrap_err().to_string();
+        assert!(unreadable.starts_with(words), "{unreadable}");
+        let damaged = open(&|json| drop(json.insert("version".into(), 1.into()))).unwrap_err();
+        assert!(matches!(damaged, Error::Corrupt { .. }), "{damaged}");
     }
 
     #[test]

@@ -109,7 +109,7 @@ impl Container {
             return Ok(None);
         }
         let path = self.guest_path();
-        match File::options().read(true).write(true).open(&path) {
+        match crate::files::open_own(&path) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::file("open", &path)(error)),

@@ -36,10 +36,25 @@ use std::path::{Path, PathBuf};
 /// The name under the root that no container can have.
 const CACHE: &str = ".cache";
 
+/// The version of the form of `state.json` that this proa writes, and of the language that an init of its speaks on `start.sock`.
+///
+/// ```text
+///   0  nothing says so: what was written before there were versions
+///   1  as 0, and says so
+/// ```
+///
+/// It is raised with every change that a proa of before would misread: a field of [`Record`] that must not be ignored, is
+/// left out or means something else, and a message of `start.sock` that is new. What a proa of before may ignore (a field
+/// with `#[serde(default)]`) needs no new version. Older versions are read for ever.
+pub const VERSION: u32 = 1;
+
 /// The facts written at create; what changes (status) is computed from the kernel each time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
+    /// The [`VERSION`] of the proa that wrote it.
+    #[serde(default)]
+    pub version: u32,
     /// The runtime-spec version of the bundle's configuration, as `state` prints it.
     pub oci_version: String,
     /// The container's id.
@@ -142,6 +157,17 @@ pub enum Error {
         path: PathBuf,
         /// Where and why.
         source: serde_json::Error,
+    },
+    /// The container was made by a proa that came later, about which this one can't know what it has to know.
+    #[error(
+        "container {id} was made by a newer proa (state version {version}, this one knows {VERSION} and older): use that one, \
+         or `delete --force`"
+    )]
+    Newer {
+        /// The container.
+        id: String,
+        /// Its version.
+        version: u32,
     },
     /// The stored `config.json`.
     #[error(transparent)]

@@ -20,6 +20,49 @@ pub fn pidfd_send(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     Errno::result(result).map(drop)
 }
 
+/// `siginfo_t` of a signal with a value, as the kernel reads it (asm-generic/siginfo.h): 128 bytes, of which these are the
+/// first. Zeroed but for them.
+#[repr(C)]
+struct Queued {
+    signal: libc::c_int,
+    errno: libc::c_int,
+    code: libc::c_int,
+    sender: Sender,
+}
+
+#[repr(C)]
+struct Sender {
+    pid: libc::pid_t,
+    uid: libc::uid_t,
+    value: usize,
+}
+
+const _: () = assert!(
+    size_of::<Queued>() <= size_of::<libc::siginfo_t>() && align_of::<Queued>() <= align_of::<libc::siginfo_t>()
+);
+
+/// As [`pidfd_send`], with a value for the process, as sigqueue(3) sends one: this process is the sender.
+pub fn pidfd_queue(pidfd: BorrowedFd<'_>, signal: i32, value: usize) -> Result<()> {
+    let queued = Queued {
+        signal,
+        errno: 0,
+        code: libc::SI_QUEUE,
+        sender: Sender {
+            pid: std::process::id() as libc::pid_t,
+            uid: nix::unistd::getuid().as_raw(),
+            value,
+        },
+    };
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: the place is as large and as aligned as `Queued` at least (a `siginfo_t` has a pointer in the same place), and
+    // the kernel, which is the only one to read it, does so as `Queued`. It outlives the call, and the descriptor is open.
+    let result = unsafe {
+        info.as_mut_ptr().cast::<Queued>().write(queued);
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info.as_ptr(), 0)
+    };
+    Errno::result(result).map(drop)
+}
+
 /// Sends `signal` (0 only checks) to the single process `pid`; 0 and negative pids, which name groups, are refused with
 /// EINVAL. kill(2).
 pub fn kill(pid: i32, signal: i32) -> Result<()> {

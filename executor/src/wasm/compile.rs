@@ -39,7 +39,7 @@ impl Compiler {
     /// Loads the engine and says which key the code will have.
     pub fn prepare(task: &Task, engine_dir: Option<&Path>, source: &mut dyn Source) -> Result<Self, Error> {
         let inherit = |fd: RawFd| {
-            proa_sys::fd::inherit(fd)
+            proa_sys::fd::claim(fd)
                 .map_err(|errno| refuse(Refusal::Read(std::io::Error::from_raw_os_error(errno as i32))))
         };
         no_streams().map_err(|errno| refuse(Refusal::Read(errno.into())))?;

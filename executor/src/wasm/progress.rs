@@ -20,7 +20,7 @@ impl Progress {
     /// Maps the page that the parent has made for the guest, if it has.
     pub fn start(guest: &Guest) -> Result<Self, Error> {
         let failed = |errno: Errno| Error::Status(words(errno));
-        let file = guest.status.map(proa_sys::fd::inherit).transpose().map_err(failed)?;
+        let file = guest.status.map(proa_sys::fd::claim).transpose().map_err(failed)?;
         let page = Page::map(file.as_ref().map(AsFd::as_fd)).map_err(failed)?;
         Ok(Self {
             page: Box::leak(Box::new(page)),

@@ -46,6 +46,8 @@ tests! {
     errors_are_in_the_json_log .once();
     errors_are_in_the_text_log .once();
     state_that_was_cut_short_does_not_stop_the_list .once();
+    files_that_are_fifos_are_refused_and_not_waited_for .once().only_proa();
+    a_process_may_come_through_a_pipe .once();
     negative_and_huge_ids_of_users .once();
     console_size_without_a_terminal_is_harmless .once();
     signal_that_does_not_exist .once();
@@ -451,6 +453,47 @@ fn state_that_was_cut_short_does_not_stop_the_list(ctx: &Ctx) {
     let out = ctx.call(&["list", "--quiet"]).output();
     assert!(out.stdout.contains(&container.id), "{out:?}");
     fs::remove_dir_all(&broken).unwrap();
+}
+
+fn fifo(path: &std::path::Path) {
+    nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+}
+
+/// Nobody writes to them: whoever opens one as files are opened waits for ever.
+fn files_that_are_fifos_are_refused_and_not_waited_for(ctx: &Ctx) {
+    let container = ctx.create(&ctx.bundle());
+    let own = ctx.root.join(&container.id);
+    for name in ["state.json", "config.json"] {
+        let aside = ctx.dir.join("aside");
+        fs::rename(own.join(name), &aside).unwrap();
+        fifo(&own.join(name));
+        let words = format!("{}: it is not a regular file", own.join(name).display());
+        let refused = match name {
+            "state.json" => container.verb(&["state"]),
+            _ => container.verb(&["start"]),
+        };
+        refused.refused(&[&words]);
+        ctx.call(&["list"]).output().ok();
+        fs::rename(&aside, own.join(name)).unwrap();
+    }
+    container.verb(&["delete", "--force"]).ok();
+    container.forget();
+    let bundle = ctx.bundle();
+    let config = bundle.dir.join("config.json");
+    fs::rename(&config, bundle.dir.join("aside")).unwrap();
+    fifo(&config);
+    refused(ctx, &bundle, &["config.json: it is not a regular file"]);
+}
+
+/// As shells do it: `exec --process <(...)`.
+fn a_process_may_come_through_a_pipe(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    bundle.args(&["sleep", "1000"]);
+    let container = ctx.start(&bundle);
+    let process = json!({"args": ["echo", "piped"], "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0}});
+    let script = format!("printf %s '{process}' | exec \"$@\"");
+    let exec = ctx.call(&["exec", "--process", "/dev/stdin", &container.id]);
+    assert_eq!(exec.under(&["sh", "-c", &script, "sh"]).output().ok().text(), "piped");
 }
 
 fn negative_and_huge_ids_of_users(ctx: &Ctx) {

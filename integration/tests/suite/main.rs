@@ -26,6 +26,7 @@ mod rootless_cgroups;
 mod session;
 mod systemd;
 mod terminal;
+mod upgrade;
 mod wasm;
 
 fn main() -> std::process::ExitCode {
@@ -62,6 +63,7 @@ fn main() -> std::process::ExitCode {
         systemd::tests(),
         wasm::all(),
         fallbacks::tests(),
+        upgrade::tests(),
         managers::tests(),
     ];
     proa_integration::main(all.into_iter().flatten().collect())

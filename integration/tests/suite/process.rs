@@ -42,6 +42,9 @@ tests! {
     seccomp_notify_hands_over_a_listener .once();
     seccomp_works_without_no_new_privileges .once();
     seccomp_duplicate_rules_are_no_error .once();
+    seccomp_with_more_values_than_can_be_loaded_is_refused_at_once .once().only_proa();
+    seccomp_with_many_values_is_loaded .once().only_proa();
+    seccomp_that_takes_long_to_compile_can_be_interrupted .once().only_proa();
     session_keyring_is_new .once();
     no_new_keyring_keeps_the_callers .once();
     personality_is_set .once().since_runc(1, 2);
@@ -325,6 +328,60 @@ fn probe(ctx: &Ctx, call: &str, rules: serde_json::Value) -> String {
     profile(&bundle, "SCMP_ACT_ALLOW", rules);
     bundle.args(&["probe", "call", call]);
     ctx.run(&bundle).ok().text().to_owned()
+}
+
+/// A rule for each value of an argument that nobody uses.
+fn values(values: impl Iterator<Item = u64>) -> serde_json::Value {
+    values
+        .map(|value| {
+            json!({"names": ["personality"], "action": "SCMP_ACT_ERRNO",
+                   "args": [{"index": 1, "value": value, "op": "SCMP_CMP_EQ"}]})
+        })
+        .collect()
+}
+
+/// libseccomp alone needs minutes for what the kernel then refuses.
+fn seccomp_with_more_values_than_can_be_loaded_is_refused_at_once(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    profile(&bundle, "SCMP_ACT_ALLOW", values(1..=12_000));
+    let words = "linux.seccomp.syscalls: the rules compare arguments with 12000 different values";
+    ctx.run(&bundle).refused(&[words]);
+}
+
+fn seccomp_with_many_values_is_loaded(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    profile(&bundle, "SCMP_ACT_ALLOW", values(1..=4000));
+    ctx.run(&bundle).ok();
+}
+
+/// Few enough values to be tried, each of which takes several instructions: minutes of work, of which nobody is to be kept
+/// from ending it. (With more room in BPF or a quicker libseccomp it would be loaded, and the program run.)
+fn seccomp_that_takes_long_to_compile_can_be_interrupted(ctx: &Ctx) {
+    let bundle = ctx.bundle();
+    let halves = |value: u64| value << 32 | value;
+    let mut rules = Vec::new();
+    for value in 1..=3000 {
+        let name = ["personality", "getpgid", "getsid"][value as usize % 3];
+        let args = json!([{"index": 1, "value": halves(value), "op": "SCMP_CMP_EQ"}]);
+        rules.push(json!({"names": [name], "action": "SCMP_ACT_ERRNO", "args": args}));
+    }
+    profile(&bundle, "SCMP_ACT_ALLOW", rules.into());
+    bundle.args(&["sleep", "1000"]);
+    let id = ctx.id();
+    let running = ctx
+        .call(&["run", "--bundle", bundle.dir.to_str().unwrap(), &id])
+        .spawn();
+    // From then on it passes on what it gets.
+    proa_integration::ctx::eventually("that all signals are blocked", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", running.child.id())).ok()?;
+        let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:"))?;
+        (!blocked.trim().bytes().all(|digit| digit == b'0')).then_some(())
+    });
+    running.signal(nix::sys::signal::Signal::SIGTERM);
+    running.wait().code(1000 + 15);
+    ctx.call(&["state", &id])
+        .output()
+        .refused(&["container does not exist"]);
 }
 
 fn seccomp_errno_is_returned(ctx: &Ctx) {

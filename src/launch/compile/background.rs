@@ -155,7 +155,7 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
 }
 
 fn carry_out(errand: Errand) -> Result<(), Error> {
-    let inherit = |fd: RawFd| proa_sys::fd::inherit(fd).map_err(Error::call(format!("descriptor {fd}")));
+    let inherit = |fd: RawFd| proa_sys::fd::claim(fd).map_err(Error::call(format!("descriptor {fd}")));
     let (module, lock) = (inherit(errand.module)?, Lock::inherited(inherit(errand.lock)?));
     proa_sys::fd::close_on_exec_from(3).map_err(Error::call("close_range(3, CLOSE_RANGE_CLOEXEC)"))?;
     let key = errand.key.parse().map_err(|_| Error::UnexpectedCode)?;

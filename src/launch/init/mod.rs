@@ -102,7 +102,7 @@ pub fn main(arguments: &[OsString], handler: &mut dyn Handler) -> ExitCode {
 }
 
 fn inherit(fd: RawFd) -> Result<OwnedFd, Error> {
-    proa_sys::fd::inherit(fd).map_err(failed(format!("descriptor {fd} of the init's plan")))
+    proa_sys::fd::claim(fd).map_err(failed(format!("descriptor {fd} of the init's plan")))
 }
 
 fn run(plan: RawFd, handler: &mut dyn Handler, report: &mut Report) -> Result<Infallible, Error> {

@@ -4,10 +4,11 @@ use super::{Error, failed, inherit};
 use crate::launch::channel::{self, Channel, Message};
 use crate::launch::sealed;
 use nix::errno::Errno;
-use nix::sys::socket::{SockFlag, accept4};
 use nix::unistd::Pid;
 use proa_executor::Hull;
 use proa_executor::aot::{Answer, Key, Source, Target};
+use proa_sys::errno::Raw;
+use rustix::net::{SocketFlags, accept_with};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// The line to the process that waits for this one; `None` once nobody does.
@@ -104,7 +105,7 @@ impl Report {
         self.say(&Message::Created(hull))?;
         let Some(socket) = socket else {
             return match self.channel()?.receive()? {
-                Some(Message::Start) => Ok(()),
+                Some(Message::Start(_)) => Ok(()),
                 Some(other) => Err(crate::launch::channel::Error::Unexpected(format!("{other:?}")).into()),
                 None => Err(Error::Orphaned),
             };
@@ -114,15 +115,19 @@ impl Report {
         let socket = inherit(socket)?;
         loop {
             idle(socket.as_fd());
-            let connection =
-                accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC).map_err(failed("accept4(start.sock)"))?;
-            let connection = Channel::from(inherit(connection)?);
+            let accepted = accept_with(&socket, SocketFlags::CLOEXEC);
+            let connection = Channel::from(accepted.map_err(|errno| failed("accept4(start.sock)")(errno.raw()))?);
             // A connection without a word is a question after the container's status; the fact that it succeeded is the
             // answer.
-            if let Some(Message::Start) = connection.receive()? {
-                connection.send(&Message::Starting)?;
-                self.0 = Some(connection);
-                return Ok(());
+            match connection.receive() {
+                Ok(Some(Message::Start(theirs))) => {
+                    connection.send(&Message::Starting(theirs.min(crate::state::VERSION)))?;
+                    self.0 = Some(connection);
+                    return Ok(());
+                }
+                // What a newer proa may ask: it learns from the end of file that it got no answer.
+                Ok(_) | Err(channel::Error::Unexpected(_)) => {}
+                Err(error) => return Err(error.into()),
             }
         }
     }

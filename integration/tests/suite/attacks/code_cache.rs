@@ -12,6 +12,7 @@ use crate::wasm::aot::{Room, worked};
 tests! {
     what_an_init_has_open_leads_to_nothing_of_the_host .once().only_proa().seconds(120);
     what_an_exec_has_open_leads_to_nothing_of_the_host .once().only_proa().seconds(120);
+    a_lock_that_anybody_can_take_keeps_no_code_out .once().only_proa().seconds(120);
 }
 
 /// A container in whose pid namespace another one is made: its root may trace whatever it sees.
@@ -97,4 +98,15 @@ fn what_an_exec_has_open_leads_to_nothing_of_the_host(ctx: &Ctx) {
     }
     container.verb(&["delete", "--force"]).ok();
     container.forget();
+}
+
+/// flock(2) asks for no right but that to open a file, and everybody may open the cache's directory.
+fn a_lock_that_anybody_can_take_keeps_no_code_out(ctx: &Ctx) {
+    let room = Room::new(ctx);
+    let cache = ctx.mkdir("cache");
+    let directory = fs::File::open(cache).unwrap();
+    rustix::fs::flock(&directory, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    room.policy("before-start");
+    room.run();
+    withstood!(room.run().0, "another user's lock kept code out of the cache");
 }

@@ -9,6 +9,7 @@ mod code_cache;
 mod devices;
 mod executable;
 mod filesystem;
+mod host_users;
 mod joining;
 mod process;
 mod procfs;
@@ -41,6 +42,7 @@ pub fn tests() -> Vec<Test> {
         wasm_bounds::tests(),
         wasm_engine::tests(),
         volumes::tests(),
+        host_users::tests(),
         wasm_guest::tests(),
         wasm_host::tests(),
         wasm_policy::tests(),

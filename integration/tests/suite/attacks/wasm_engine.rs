@@ -141,7 +141,10 @@ fn a_guest_does_not_get_at_its_engine(ctx: &Ctx) {
         }
         let id = ctx.id();
         let verb = ["run", "--bundle", bundle.dir.to_str().unwrap(), &id];
-        let out = ctx.call(&[options, &verb].concat()).output();
+        let config = ctx.dir.join("config.toml");
+        fs::write(&config, "[wasm.aot]\npolicy = \"before-start\"\n").unwrap();
+        let config = ["--config", config.to_str().unwrap()];
+        let out = ctx.call(&[&config, options, &verb].concat()).output();
         withstood!(gained(&out.stdout).is_none(), "{who}: {}", gained(&out.stdout).unwrap());
         assert!(out.ok().stdout.ends_with("done\n"), "{out:?}");
     }

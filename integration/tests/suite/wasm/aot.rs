@@ -24,6 +24,7 @@ tests! {
     what_is_too_much_for_the_cache_makes_room_or_is_left_out .once().only_proa().seconds(120);
     many_who_start_at_once_compile_once .once().only_proa().seconds(180);
     exec_uses_compiled_code .once().only_proa().seconds(120);
+    a_container_has_nothing_compiled_unless_the_administrator_says_so .once().only_proa().seconds(120);
     a_user_namespace_uses_compiled_code .once().only_proa().seconds(120);
     an_unprivileged_user_uses_roots_compiled_code .once().only_proa().seconds(120);
     without_an_overlay_over_the_cache_a_module_is_interpreted .once().only_proa().seconds(120);
@@ -64,12 +65,14 @@ impl<'a> Room<'a> {
         let module = wasm::compile(&ctx.dir, "module", SUM, &[]);
         fs::copy(module, bundle.path("/module.wasm")).unwrap();
         bundle.args(&["/module.wasm", "1000"]);
-        Self {
+        let mut room = Self {
             ctx,
             bundle,
             cache: ctx.dir.join("cache"),
             more: Vec::new(),
-        }
+        };
+        room.config("");
+        room
     }
 
     pub fn module(&self) -> PathBuf {
@@ -82,8 +85,15 @@ impl<'a> Room<'a> {
         self
     }
 
+    /// A configuration of this text that allows what annotations may ask for, unless it says something else.
     pub fn config(&mut self, text: &str) {
         let file = self.ctx.dir.join("config.toml");
+        let (table, allowed) = ("[wasm.aot]\n", "policy = \"before-start\"\n");
+        let text = match text.contains(table) {
+            true if text.contains("policy = ") => text.to_owned(),
+            true => text.replace(table, &format!("{table}{allowed}")),
+            false => format!("{text}{table}{allowed}"),
+        };
         fs::write(&file, text).unwrap();
         self.more = vec!["--config".into(), file.to_str().unwrap().into()];
     }
@@ -381,6 +391,23 @@ fn exec_uses_compiled_code(ctx: &Ctx) {
     assert!(out.log.contains("compiled code is loaded"), "{out:?}");
     container.verb(&["delete", "--force"]).ok();
     container.forget();
+}
+
+fn a_container_has_nothing_compiled_unless_the_administrator_says_so(ctx: &Ctx) {
+    let mut room = Room::new(ctx);
+    room.more.clear();
+    for policy in ["before-start", "background"] {
+        room.policy(policy);
+        let (compiled, out) = room.run();
+        withstood!(
+            !compiled && !out.log.contains("compiling"),
+            "a container made the host compile"
+        );
+    }
+    assert_eq!(room.files(Some("so")), Vec::<PathBuf>::new());
+    // What the administrator has compiled is used.
+    room.compile();
+    assert!(room.run().0);
 }
 
 fn a_user_namespace_uses_compiled_code(ctx: &Ctx) {
