@@ -413,7 +413,7 @@ mod tests {
         a.answer(&Answer::Make).unwrap();
         let directory = std::fs::File::open(env!("CARGO_MANIFEST_DIR")).unwrap();
         a.answer(&Answer::In(directory.into())).unwrap();
-        a.send(&Message::Start).unwrap();
+        a.send(&Message::Start(0)).unwrap();
         drop(a);
         assert!(matches!(b.wait_answer(), Ok(Answer::None)));
         assert!(matches!(b.wait_answer(), Ok(Answer::Make)));

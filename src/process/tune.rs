@@ -56,7 +56,7 @@ pub fn tune_but_processes(plan: &Plan, pid: Pid) -> Result<(), Error> {
     let most = own.maximum.unwrap_or(u64::MAX);
     for limit in of_processes(plan).filter(|limit| limit.hard > most) {
         let soft = own.current.unwrap_or(u64::MAX);
-        set_limit(&Rlimit { soft, ..limit.clone() }, pid)?;
+        set_limit(&Rlimit { soft, ..*limit }, pid)?;
     }
     Ok(())
 }
