@@ -13,9 +13,7 @@ use crate::state::{self, Record, Store};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
-};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hooks, LinuxSeccomp};
@@ -435,13 +433,8 @@ fn descriptor_of(pid: Pid, number: RawFd) -> Result<OwnedFd, Error> {
 
 /// Connects to `--console-socket`.
 pub fn console_socket(path: &Path) -> Result<OwnedFd, Error> {
-    connect_stream(path).map_err(|errno| Error::path("connect", path)(errno.into()))
-}
-
-fn connect_stream(path: &Path) -> Result<OwnedFd, Errno> {
-    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-    Ok(socket)
+    let socket = process::notify::connect(path).map_err(Error::path("connect", path))?;
+    Ok(socket.into())
 }
 
 /// `--pid-file` and `--pidfd-socket`.
@@ -449,7 +442,7 @@ pub fn announce(pid_file: Option<&Path>, pidfd_socket: Option<&Path>, init: &Chi
     if let Some(path) = pidfd_socket {
         let pidfd = init.pidfd.as_ref().ok_or(Error::NoPidfd)?;
         let failed = |errno: Errno| Error::path("send the pidfd to", path)(errno.into());
-        let socket = connect_stream(path).map_err(failed)?;
+        let socket = process::notify::connect(path).map_err(Error::path("send the pidfd to", path))?;
         let descriptors = [pidfd.as_raw_fd()];
         let rights = [ControlMessage::ScmRights(&descriptors)];
         sendmsg::<UnixAddr>(

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, FlockOperation, Gid, Mode, OFlags, Uid};
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -179,8 +180,21 @@ impl Tree {
         like: Option<&Path>,
     ) -> Result<(), Error> {
         let place = self.place(path, after.is_some())?;
-        rustix::fs::flock(&place.dir, FlockOperation::LockExclusive)
-            .map_err(|errno| failed("flock", path)(errno.into()))?;
+        let (lock, name) = lock(path, &place)?;
+        let replaced = self.replace_alone(path, &place, (before, after), like);
+        rustix::fs::unlinkat(&place.dir, &name, AtFlags::empty())
+            .map_err(|errno| failed("unlink the lock of", path)(errno.into()))?;
+        drop(lock);
+        replaced
+    }
+
+    fn replace_alone(
+        &self,
+        path: &Path,
+        place: &Place,
+        (before, after): (Option<&str>, Option<&str>),
+        like: Option<&Path>,
+    ) -> Result<(), Error> {
         if self.read(path)?.as_deref() != before {
             return Err(Error::Raced { path: path.into() });
         }
@@ -190,7 +204,7 @@ impl Tree {
                     Some(_) => Some(path),
                     None => like,
                 };
-                self.write(path, &place, text, model)?;
+                self.write(path, place, text, model)?;
             }
             None => rustix::fs::unlinkat(&place.dir, &place.name, AtFlags::empty())
                 .map_err(|errno| failed("unlink", path)(errno.into()))?,
@@ -277,6 +291,27 @@ fn absent<T>(error: io::Error) -> io::Result<Option<T>> {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Ok(None),
         _ => Err(error),
+    }
+}
+
+/// Waits for the lock of `path`: a file beside it that only its owner can open, as everybody may lock a directory that
+/// everybody may open. With its name, by which whoever has it removes it.
+fn lock(path: &Path, place: &Place) -> Result<(OwnedFd, OsString), Error> {
+    let mut name = OsString::from(".");
+    name.push(&place.name);
+    name.push(".lock");
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let call = |call| move |errno: rustix::io::Errno| failed(call, path)(errno.into());
+    loop {
+        let file =
+            rustix::fs::openat(&place.dir, &name, flags, Mode::RUSR | Mode::WUSR).map_err(call("open the lock of"))?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive).map_err(call("flock"))?;
+        // Whoever had it has removed it, and another one may hold a new one.
+        let own = rustix::fs::fstat(&file).map_err(call("fstat the lock of"))?;
+        let there = rustix::fs::statat(&place.dir, &name, AtFlags::SYMLINK_NOFOLLOW);
+        if there.is_ok_and(|there| (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)) {
+            return Ok((file, name));
+        }
     }
 }
 

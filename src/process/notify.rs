@@ -2,12 +2,13 @@
 //! Container Process State").
 
 use super::Error;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket};
 use serde::Serialize;
 use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 /// The message, with runc's names.
 #[derive(Serialize)]
@@ -56,8 +57,29 @@ pub fn send<S: Serialize>(
     })
 }
 
+/// How long somebody who listens on a socket may take to accept, and to read.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Connects to the socket at `path`, whose owner is another program: with a full queue it would keep the caller for ever. The
+/// error is then EAGAIN (unix(7), `SO_SNDTIMEO`).
+pub fn connect(path: &Path) -> io::Result<UnixStream> {
+    connect_within(path, PATIENCE)
+}
+
+fn connect_within(path: &Path, time: Duration) -> io::Result<UnixStream> {
+    let socket = UnixStream::from(socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?);
+    socket.set_write_timeout(Some(time))?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}
+
 fn send_bytes(path: &Path, json: &[u8], listener: BorrowedFd<'_>) -> io::Result<()> {
-    let mut agent = UnixStream::connect(path)?;
+    let mut agent = connect(path)?;
     let fds = [listener.as_raw_fd()];
     let control = [ControlMessage::ScmRights(&fds)];
     let flags = MsgFlags::MSG_NOSIGNAL;
@@ -74,6 +96,21 @@ mod tests {
     use std::io::{IoSliceMut, Read};
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn who_does_not_accept_is_not_waited_for_without_an_end() {
+        let path = std::env::temp_dir().join(format!("proa-full-{}", std::process::id()));
+        let _queue = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut queued = Vec::new();
+        let error = loop {
+            match connect_within(&path, Duration::from_millis(20)) {
+                Ok(socket) => queued.push(socket),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        std::fs::remove_file(path).unwrap();
+    }
 
     #[test]
     fn the_agent_gets_the_state_and_the_descriptor() {
