@@ -135,7 +135,7 @@ impl Cgroup {
     pub fn has_met_its_memory_limit(&self) -> bool {
         let count = |dir: &std::path::Path| match self.is_legacy() {
             true => Dir(dir).text_if_any("memory.failcnt").ok()??.trim().parse::<u64>().ok(),
-            false => super::file::keyed(&Dir(dir).text_if_any("memory.events").ok()??, "max"),
+            false => super::file::keyed(&Dir(dir).text_if_any("memory.events").ok()??, "oom"),
         };
         self.path("memory").and_then(count).is_some_and(|count| count > 0)
     }

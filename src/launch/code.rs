@@ -91,19 +91,13 @@ impl CacheDesk {
             );
             return Ok(false);
         };
-        let Some(turn) = self.cache.turn(key, self.limits.compilers, &wait)? else {
-            tracing::warn!("compiled code {key}: other modules are being compiled; this one is interpreted");
-            self.cache.unlock(key, lock)?;
-            return Ok(false);
-        };
         let done = match self.cache.outcome(key) {
             Some(found) => Ok(found),
             None => self
                 .job(key)
-                .fill(&self.cache, self.max_size, &File::from(module))
-                .map(|()| matches!(self.cache.find(key), Found::Code(_))),
+                .fill_in_turn(&self.cache, key, self.max_size, &File::from(module))
+                .map(|filled| filled && matches!(self.cache.find(key), Found::Code(_))),
         };
-        drop(turn);
         self.cache.unlock(key, lock)?;
         done
     }

@@ -23,6 +23,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const DIRECTORY_MODE: u32 = 0o755;
 const FILE_MODE: u32 = 0o644;
 const OTHERS_WRITE: u32 = 0o022;
+const OTHERS: u32 = 0o077;
 /// When a use is noted again: for telling what was used lately an hour is exact enough, and a start then writes nothing.
 const TOUCH_EVERY: Duration = Duration::from_secs(3600);
 /// How long a failure is remembered: other limits, another load of the machine, or a signal from outside that looked like a crash
@@ -462,6 +463,12 @@ impl Cache {
         loop {
             let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)
                 .map_err(failed("open", &path))?;
+            let own = rustix::fs::fstat(&file).map_err(failed("fstat", &path))?;
+            if distrust(&own).is_some() || own.st_mode & OTHERS != 0 {
+                // Of a cache that was copied, say: others may have it open, and in this directory they make no other.
+                self.unlink(name)?;
+                continue;
+            }
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) if !wait(file.as_fd())? => return Ok(None),
                 Err(Errno::WOULDBLOCK) => {}
@@ -469,7 +476,6 @@ impl Cache {
             }
             // Whoever had it may have removed the file, and another one may hold a new one.
             let same = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW);
-            let own = rustix::fs::fstat(&file).map_err(failed("fstat", &path))?;
             if same.is_ok_and(|same| (same.st_dev, same.st_ino) == (own.st_dev, own.st_ino)) {
                 return Ok(Some(Lock { file }));
             }

@@ -76,7 +76,7 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
         return write(&output, |to| compiled?.write(to).map_err(Error::path("write", &output)));
     }
     let cache = Cache::make(&launch::code_directory(&settings)).map_err(launch::Error::from)?;
-    let held: RefCell<Option<(Key, Lock)>> = RefCell::new(None);
+    let held: RefCell<Option<(Key, Lock, Lock)>> = RefCell::new(None);
     let pass = |key: &Key| -> Result<(), launch::Error> {
         let Some(lock) = cache.lock(key, &limits.wait())? else {
             return Err(Failure::Busy(*key).into());
@@ -85,7 +85,11 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
             cache.unlock(key, lock)?;
             return Err(Failure::Known(*key).into());
         }
-        held.replace(Some((*key, lock)));
+        let Some(turn) = cache.turn(key, limits.compilers, &limits.wait())? else {
+            cache.unlock(key, lock)?;
+            return Err(Failure::Busy(*key).into());
+        };
+        held.replace(Some((*key, lock, turn)));
         Ok(())
     };
     let compiled = job.run(&module, &pass, &mut |spent| progress.show(spent));
@@ -103,7 +107,7 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
         Err(launch::Error::Compile(Failure::Known(key))) => Ok(key),
         Err(error) => Err(error),
     };
-    if let Some((key, lock)) = held.take() {
+    if let Some((key, lock, _turn)) = held.take() {
         cache.unlock(&key, lock).map_err(launch::Error::from)?;
     }
     print(format!("{}\n", done?).as_bytes())

@@ -174,14 +174,7 @@ fn carry_out(errand: Errand) -> Result<(), Error> {
         key: Some(key),
         background: true,
     };
-    // Nobody waits for it: it may as well be another start's to try.
-    let wait = job.limits.wait();
-    let Some(turn) = cache.turn(&key, job.limits.compilers, &wait)? else {
-        cache.unlock(&key, lock)?;
-        return Ok(());
-    };
-    let done = job.fill(&cache, errand.max_size, &File::from(module));
-    drop(turn);
+    let done = job.fill_in_turn(&cache, &key, errand.max_size, &File::from(module));
     cache.unlock(&key, lock)?;
-    done
+    done.map(drop)
 }

@@ -224,6 +224,15 @@ impl Desk for Gate<'_> {
 }
 
 impl Job {
+    /// As [`Self::fill`], once fewer than [`Limits::compilers`] are at work. False if others have been for too long.
+    pub fn fill_in_turn(&self, cache: &Cache, key: &Key, max_size: u64, module: &File) -> Result<bool, Error> {
+        let Some(_turn) = cache.turn(key, self.limits.compilers, &self.limits.wait())? else {
+            tracing::warn!("compiled code {key}: other modules are being compiled; this one is interpreted");
+            return Ok(false);
+        };
+        self.fill(cache, max_size, module).map(|()| true)
+    }
+
     /// Compiles into `cache`, whose lock of the key the caller has; a failure of the module's own is remembered there.
     pub fn fill(&self, cache: &Cache, max_size: u64, module: &File) -> Result<(), Error> {
         let module = Module::copy(module, self.limits)?;
@@ -469,5 +478,35 @@ impl Compiled {
         code.rewind()?;
         std::io::copy(&mut code, to)?;
         to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_module_did_counts() {
+        let killed = |signal: Signal| Failure::Killed {
+            signal: signal as i32,
+            memory: 1,
+        };
+        for modules in [
+            Failure::Refused("a type that is none".into()),
+            Failure::OutOfMemory(1),
+            Failure::TimeOut(Duration::from_secs(1)),
+            killed(Signal::SIGSEGV),
+            killed(Signal::SIGXCPU),
+        ] {
+            assert!(modules.is_the_modules(), "{modules}");
+        }
+        for others in [
+            killed(Signal::SIGKILL),
+            Failure::Interrupted(Signal::SIGTERM as i32),
+            Failure::Changed,
+            Failure::OtherEngine,
+        ] {
+            assert!(!others.is_the_modules(), "{others}");
+        }
     }
 }

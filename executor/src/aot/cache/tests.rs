@@ -210,6 +210,13 @@ fn a_lock_on_the_directory_is_nobodys_matter() {
     let room = Room::new("others");
     let directory = fs::File::open(&room.0).unwrap();
     rustix::fs::flock(&directory, FlockOperation::LockExclusive).unwrap();
+    // One that others could have opened is no lock, either.
+    let loose = room.0.join(format!(".{}.lock", key(1)));
+    let held = fs::File::create(&loose).unwrap();
+    fs::set_permissions(&loose, fs::Permissions::from_mode(0o644)).unwrap();
+    rustix::fs::flock(&held, FlockOperation::LockExclusive).unwrap();
+    let lock = room.1.lock(&key(1), &at_once::<Error>).unwrap().unwrap();
+    room.1.unlock(&key(1), lock).unwrap();
     room.put(1, 10);
     room.1.prune(None, None, &at_once::<Error>).unwrap();
     assert_eq!(room.keys(), [key(1)]);
