@@ -78,7 +78,12 @@ impl Sealed {
 /// can be read, and there is no way up. Fails where there can't be an overlay.
 pub fn directory(directory: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     let path = PathBuf::from(format!("/proc/self/fd/{}", directory.as_raw_fd()));
-    let overlay = Overlay::over([path.as_path()].into_iter())?;
+    let paths = || [path.as_path()].into_iter();
+    let overlay = match Overlay::over(paths()) {
+        // In a user namespace no layer may have mounts below it that are another one's, as there are below /sys.
+        Err(Errno::EINVAL) => Overlay::beside(paths(), "/sys/class"),
+        other => other,
+    }?;
     // The layer was opened by its name, which leads elsewhere where something was mounted or exchanged meanwhile.
     let what = |stat: Stat| (stat.st_dev, stat.st_ino);
     let layer = overlay.layers.first().ok_or(Errno::ESTALE)?;
@@ -98,6 +103,11 @@ struct Overlay {
 
 impl Overlay {
     fn over<'a>(paths: impl Iterator<Item = &'a Path>) -> Result<Self, Errno> {
+        Self::beside(paths, "/sys")
+    }
+
+    /// With `other` as the second layer of a single one.
+    fn beside<'a>(paths: impl Iterator<Item = &'a Path>, other: &str) -> Result<Self, Errno> {
         use rustix::mount::{
             FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
         };
@@ -112,7 +122,7 @@ impl Overlay {
             .collect();
         if lower.len() == 1 {
             // Without an upper layer the kernel wants two lower ones: any directory that is always there, and not the file's.
-            lower.push("/sys".into());
+            lower.push(other.into());
         }
         let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).map_err(raw)?;
         fsconfig_set_string(&context, "lowerdir", lower.join(":")).map_err(raw)?;

@@ -126,6 +126,13 @@ pub struct Lock {
     file: OwnedFd,
 }
 
+/// The right to compile, of which there are only some.
+#[derive(Debug)]
+pub struct Turn {
+    name: String,
+    lock: Lock,
+}
+
 impl Lock {
     /// Takes over a lock from the process that this one was started by.
     pub fn inherited(file: OwnedFd) -> Self {
@@ -446,14 +453,20 @@ impl Cache {
 
     /// Takes one of the rights to compile, of which there are `count`: one that is free, or, as `wait` says, the one that this
     /// key's number falls to.
-    pub fn turn<E: From<Error>>(&self, key: &Key, count: NonZeroU32, wait: &Wait<'_, E>) -> Result<Option<Lock>, E> {
+    pub fn turn<E: From<Error>>(&self, key: &Key, count: NonZeroU32, wait: &Wait<'_, E>) -> Result<Option<Turn>, E> {
         let name = |number: u32| format!(".turn-{number}{LOCK}");
-        for number in 0..count.get() {
-            if let Some(turn) = self.take(&name(number), &at_once)? {
-                return Ok(Some(turn));
+        for name in (0..count.get()).map(name) {
+            if let Some(lock) = self.take(&name, &at_once)? {
+                return Ok(Some(Turn { name, lock }));
             }
         }
-        self.take(&name(u32::from(key.module()[0]) % count), wait)
+        let name = name(u32::from(key.module()[0]) % count);
+        Ok(self.take(&name, wait)?.map(|lock| Turn { name, lock }))
+    }
+
+    /// Gives a turn back and removes its file.
+    pub fn end_turn(&self, turn: Turn) -> Result<(), Error> {
+        self.release(&turn.name, turn.lock)
     }
 
     /// Locks a file of the directory which nobody but its owner can open: flock(2) asks for no right but that.

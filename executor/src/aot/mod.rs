@@ -18,7 +18,7 @@ mod cpu;
 pub mod entry;
 mod key;
 
-pub use cache::{Cache, Error, Found, Listed, Lock, Wait, at_once};
+pub use cache::{Cache, Error, Found, Listed, Lock, Turn, Wait, at_once};
 pub use key::{Digest, Hashing, Key, KeyError, Target};
 
 use crate::policy::Policy;

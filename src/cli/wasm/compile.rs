@@ -3,7 +3,7 @@
 use crate::cli::{Error, Globals, absolute, absolute_option, print};
 use crate::launch::compile::{Failure, Job, Limits, Module, shortly};
 use crate::launch::{self, Site};
-use proa_executor::aot::{Cache, Found, Key, Level, Lock, Options};
+use proa_executor::aot::{Cache, Found, Key, Level, Lock, Options, Turn};
 use proa_executor::text;
 use std::cell::RefCell;
 use std::fs::File;
@@ -76,7 +76,7 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
         return write(&output, |to| compiled?.write(to).map_err(Error::path("write", &output)));
     }
     let cache = Cache::make(&launch::code_directory(&settings)).map_err(launch::Error::from)?;
-    let held: RefCell<Option<(Key, Lock, Lock)>> = RefCell::new(None);
+    let held: RefCell<Option<(Key, Lock, Turn)>> = RefCell::new(None);
     let pass = |key: &Key| -> Result<(), launch::Error> {
         let Some(lock) = cache.lock(key, &limits.wait())? else {
             return Err(Failure::Busy(*key).into());
@@ -107,7 +107,8 @@ fn compile(globals: &Globals, args: CompileArgs) -> Result<u8, Error> {
         Err(launch::Error::Compile(Failure::Known(key))) => Ok(key),
         Err(error) => Err(error),
     };
-    if let Some((key, lock, _turn)) = held.take() {
+    if let Some((key, lock, turn)) = held.take() {
+        cache.end_turn(turn).map_err(launch::Error::from)?;
         cache.unlock(&key, lock).map_err(launch::Error::from)?;
     }
     print(format!("{}\n", done?).as_bytes())

@@ -226,11 +226,13 @@ impl Desk for Gate<'_> {
 impl Job {
     /// As [`Self::fill`], once fewer than [`Limits::compilers`] are at work. False if others have been for too long.
     pub fn fill_in_turn(&self, cache: &Cache, key: &Key, max_size: u64, module: &File) -> Result<bool, Error> {
-        let Some(_turn) = cache.turn(key, self.limits.compilers, &self.limits.wait())? else {
+        let Some(turn) = cache.turn(key, self.limits.compilers, &self.limits.wait())? else {
             tracing::warn!("compiled code {key}: other modules are being compiled; this one is interpreted");
             return Ok(false);
         };
-        self.fill(cache, max_size, module).map(|()| true)
+        let done = self.fill(cache, max_size, module);
+        cache.end_turn(turn)?;
+        done.map(|()| true)
     }
 
     /// Compiles into `cache`, whose lock of the key the caller has; a failure of the module's own is remembered there.

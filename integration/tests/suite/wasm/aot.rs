@@ -227,7 +227,7 @@ fn what_the_policy_does_not_want_is_not_used_or_made(ctx: &Ctx) {
     room.config("[wasm.aot]\npolicy = \"off\"\n");
     assert!(!room.run().0);
     // Code without what the guest's limits need is none for it.
-    room.config("[wasm]\ncount-instructions = true\n");
+    room.config("[wasm]\ncount-instructions = true\n[wasm.aot]\npolicy = \"use\"\n");
     assert!(!room.run().0);
     room.compile();
     assert!(room.run().0);
