@@ -100,8 +100,11 @@ fn guest(ctx: &Ctx, source: &str) -> Bundle {
 /// The guest writes to its engine's memory through procfs and is native code: as root, as root of a user namespace, as
 /// another user who may override modes, interpreted and compiled; through the container's procfs and through the host's.
 fn a_guest_does_not_get_at_its_engine(ctx: &Ctx) {
-    let cache = ctx.mkdir("cache");
-    let compiled = ["--engine-cache", cache.to_str().unwrap()];
+    let (cache, config) = (ctx.mkdir("cache"), ctx.dir.join("config.toml"));
+    fs::write(&config, "[wasm.aot]\npolicy = \"before-start\"\n").unwrap();
+    let [cache, config] = [&cache, &config].map(|path| path.to_str().unwrap());
+    // Both, or the code would be kept in the host's cache.
+    let compiled = ["--engine-cache", cache, "--config", config];
     for (who, options) in [
         ("root", &[][..]),
         ("root, compiled", &compiled[..]),
@@ -141,10 +144,7 @@ fn a_guest_does_not_get_at_its_engine(ctx: &Ctx) {
         }
         let id = ctx.id();
         let verb = ["run", "--bundle", bundle.dir.to_str().unwrap(), &id];
-        let config = ctx.dir.join("config.toml");
-        fs::write(&config, "[wasm.aot]\npolicy = \"before-start\"\n").unwrap();
-        let config = ["--config", config.to_str().unwrap()];
-        let out = ctx.call(&[&config, options, &verb].concat()).output();
+        let out = ctx.call(&[options, &verb].concat()).output();
         withstood!(gained(&out.stdout).is_none(), "{who}: {}", gained(&out.stdout).unwrap());
         assert!(out.ok().stdout.ends_with("done\n"), "{out:?}");
     }
