@@ -429,13 +429,13 @@ impl Cache {
         };
         for name in self.names(|name| name.starts_with(NEW))? {
             let lock = format!(".{}{LOCK}", &name[NEW.len()..]);
-            if self.take(&lock, &at_once)?.is_some() {
+            if let Some(_held) = self.take(&lock, &at_once)? {
                 self.unlink(&name)?;
             }
         }
         for name in self.names(|name| name.ends_with(LOCK))? {
-            if self.take(&name, &at_once)?.is_some() {
-                self.unlink(&name)?;
+            if let Some(lock) = self.take(&name, &at_once)? {
+                self.release(&name, lock)?;
             }
         }
         Ok(self.release(ALL, alone)?)
@@ -473,13 +473,20 @@ impl Cache {
     fn take<E: From<Error>>(&self, name: &str, wait: &Wait<'_, E>) -> Result<Option<Lock>, E> {
         let path = self.at(name);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut made_anew = false;
         loop {
             let file = rustix::fs::openat(&self.directory, name, flags, Mode::RUSR | Mode::WUSR)
                 .map_err(failed("open", &path))?;
             let own = rustix::fs::fstat(&file).map_err(failed("fstat", &path))?;
             if distrust(&own).is_some() || own.st_mode & OTHERS != 0 {
+                if made_anew {
+                    // The file system gives all files one mode.
+                    let problem = format!("has mode {:04o}: others can lock it", own.st_mode & 0o7777);
+                    return Err(Error::Untrusted { path, problem }.into());
+                }
                 // Of a cache that was copied, say: others may have it open, and in this directory they make no other.
                 self.unlink(name)?;
+                made_anew = true;
                 continue;
             }
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
