@@ -7,6 +7,7 @@ use proa_sys::errno::Raw;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 /// A namespace to join, opened by the parent: descriptors survive what happens to the path.
@@ -23,7 +24,10 @@ pub fn open(plan: &super::Plan) -> Result<Vec<(Kind, OwnedFd)>, Error> {
     plan.join
         .iter()
         .map(|join| {
-            let file = File::open(&join.path).map_err(|error| Error::Open {
+            // What is a fifo is not waited for; setns(2) refuses what is no namespace.
+            let mut reading = File::options();
+            let opened = reading.read(true).custom_flags(libc::O_NONBLOCK).open(&join.path);
+            let file = opened.map_err(|error| Error::Open {
                 kind: join.kind,
                 path: join.path.clone(),
                 errno: error.raw(),

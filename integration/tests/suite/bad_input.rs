@@ -483,6 +483,11 @@ fn files_that_are_fifos_are_refused_and_not_waited_for(ctx: &Ctx) {
     fs::rename(&config, bundle.dir.join("aside")).unwrap();
     fifo(&config);
     refused(ctx, &bundle, &["config.json: it is not a regular file"]);
+    let bundle = ctx.bundle();
+    let namespace = ctx.dir.join("namespace");
+    fifo(&namespace);
+    bundle.namespace("network", Some(namespace.to_str().unwrap()));
+    refused(ctx, &bundle, &[namespace.to_str().unwrap()]);
 }
 
 /// As shells do it: `exec --process <(...)`.
