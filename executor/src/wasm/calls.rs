@@ -11,46 +11,41 @@
 use crate::policy::Network;
 use crate::policy::rule::Protocol;
 use libc::{c_int, c_void, mmsghdr, msghdr, sockaddr, sockaddr_in, sockaddr_in6, sockaddr_storage, socklen_t};
+use std::ffi::CStr;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::OnceLock;
 
 /// The guest's policy, once it is armed.
 static POLICY: OnceLock<Network> = OnceLock::new();
 
-/// The names that the engine has to find here.
-const NAMES: [&std::ffi::CStr; 7] = [
-    c"socket",
-    c"bind",
-    c"listen",
-    c"connect",
-    c"sendto",
-    c"sendmsg",
-    c"sendmmsg",
-];
-
 /// From now on the sockets of this process may do what `policy` allows, for good. The error is the name of a call that would
 /// not be asked here.
 pub fn arm(policy: Network) -> Result<(), String> {
-    let here: [*const c_void; NAMES.len()] = [
-        socket as *const c_void,
-        bind as *const c_void,
-        listen as *const c_void,
-        connect as *const c_void,
-        sendto as *const c_void,
-        sendmsg as *const c_void,
-        sendmmsg as *const c_void,
-    ];
-    for (name, here) in NAMES.into_iter().zip(here) {
-        // SAFETY: looks up a constant name in the scope that every library is resolved in.
+    are_called(&[
+        (c"socket", socket as *const c_void),
+        (c"bind", bind as *const c_void),
+        (c"listen", listen as *const c_void),
+        (c"connect", connect as *const c_void),
+        (c"sendto", sendto as *const c_void),
+        (c"sendmsg", sendmsg as *const c_void),
+        (c"sendmmsg", sendmmsg as *const c_void),
+    ])?;
+    POLICY.set(policy).map_err(|_| "it is in force already".to_owned())
+}
+
+/// Whether these functions of this executable are what libraries find by these names. The error is the first one that is not.
+pub(super) fn are_called(functions: &[(&CStr, *const c_void)]) -> Result<(), String> {
+    for (name, here) in functions {
+        // SAFETY: looks up a name, which is a string, in the scope that every library is resolved in.
         let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        if found.cast_const() != here {
+        if found.cast_const() != *here {
             return Err(format!(
                 "{} of this executable is not what libraries call",
                 name.to_string_lossy()
             ));
         }
     }
-    POLICY.set(policy).map_err(|_| "it is in force already".to_owned())
+    Ok(())
 }
 
 /// What the policy is asked.

@@ -11,6 +11,7 @@
 //! followed; the engine follows links itself and asks for none to be.
 #![allow(unsafe_code)]
 
+use super::calls::are_called;
 use super::kernel_files;
 use libc::{AT_FDCWD, O_ACCMODE, O_CREAT, O_PATH, O_RDONLY, O_TMPFILE, O_TRUNC, c_char, c_int, c_void, mode_t};
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, fstatfs, ftruncate, openat, openat2};
@@ -24,7 +25,7 @@ static ARMED: AtomicBool = AtomicBool::new(false);
 
 /// Whether [`arm`] will have an effect. The error is the name of a call that would not be asked here.
 pub fn check() -> Result<(), String> {
-    let here: [(&CStr, *const c_void); 9] = [
+    are_called(&[
         (c"open", open as *const c_void),
         (c"open64", open64 as *const c_void),
         (c"openat", openat_ as *const c_void),
@@ -34,18 +35,7 @@ pub fn check() -> Result<(), String> {
         (c"renameat", renameat as *const c_void),
         (c"linkat", linkat as *const c_void),
         (c"symlinkat", symlinkat as *const c_void),
-    ];
-    for (name, here) in here {
-        // SAFETY: looks up a constant name in the scope that every library is resolved in.
-        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
-        if found.cast_const() != here {
-            return Err(format!(
-                "{} of this executable is not what libraries call",
-                name.to_string_lossy()
-            ));
-        }
-    }
-    Ok(())
+    ])
 }
 
 /// From now on no call of a library opens or changes what a guest must not have, for good.

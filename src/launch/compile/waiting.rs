@@ -7,10 +7,11 @@ use super::{Failure, ending};
 use crate::launch::{Error, spawn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitStatus, waitpid};
 use proa_sys::clone::{Child, Clone, Side, clone};
+use proa_sys::errno::Raw;
 use proa_sys::exec::exit_now;
 use rustix::fs::{FlockOperation, flock};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -39,8 +40,7 @@ fn lock_beside_signals(file: BorrowedFd<'_>, time: Duration) -> Result<bool, Err
     let ended = watch(&child, time);
     if !matches!(ended, Ok(true)) {
         // It is not reaped yet, so that the number is its own.
-        nix::sys::signal::kill(child.pid, nix::sys::signal::Signal::SIGKILL)
-            .map_err(Error::call(format!("kill({}, SIGKILL)", child.pid)))?;
+        kill(child.pid, Signal::SIGKILL).map_err(Error::call(format!("kill({}, SIGKILL)", child.pid)))?;
     }
     let status = waitpid(child.pid, None).map_err(Error::call(format!("waitpid({})", child.pid)))?;
     // Killed at the last moment, it may have got the lock all the same: that goes with the file.
@@ -49,8 +49,8 @@ fn lock_beside_signals(file: BorrowedFd<'_>, time: Duration) -> Result<bool, Err
 
 /// In the copy, which ends with this process.
 fn wait_as_a_copy(file: BorrowedFd<'_>) -> Result<(), Errno> {
-    nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
-    flock(file, FlockOperation::LockExclusive).map_err(|errno| proa_sys::errno::Raw::raw(&errno))
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    flock(file, FlockOperation::LockExclusive).map_err(|errno| errno.raw())
 }
 
 /// Whether the copy has ended in time.
